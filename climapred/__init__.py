@@ -1,0 +1,54 @@
+"""climapred: gridded weather data in, forecasts and maps of what was learned out.
+
+The names below are loaded when they are first used: ``import climapred`` is quick and brings neither torch nor matplotlib.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Before anything loads eccodes: both wheels carry a PROJ of their own, and eccodes 2.50 first, pyproj 3.7 (cartopy's) after
+# it ends in a crash of the interpreter. The other order works.
+import pyproj as _pyproj  # noqa: F401
+
+_HOMES = {
+    "Grid": "grid",
+    "adjacency_to_cf": "results.cf",
+    "check_cf": "results.cf",
+    "climatology_forecast": "results.baselines",
+    "correlation_map": "results.correlations",
+    "damped_persistence": "results.baselines",
+    "evaluate": "results.evaluate",
+    "forecast": "learning.forecast",
+    "from_cf": "results.cf",
+    "harmonise": "data.harmonise",
+    "load_model": "learning.artefact",
+    "open_source": "data.sources",
+    "open_statistics": "data.store",
+    "open_store": "data.store",
+    "persistence": "results.baselines",
+    "plot_correlations": "results.maps",
+    "plot_errors": "results.maps",
+    "plot_field": "results.maps",
+    "plot_forecast": "results.maps",
+    "plot_scores": "results.maps",
+    "regrid": "data.regrid",
+    "save_model": "learning.artefact",
+    "strongest_links": "results.correlations",
+    "to_cf": "results.cf",
+    "training_statistics": "data.statistics",
+    "write_netcdf": "results.cf",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'climapred' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"climapred.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
