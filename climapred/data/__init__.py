@@ -1,0 +1,1 @@
+"""From raw files to tensors: open, harmonise, regrid, write Zarr, statistics."""
