@@ -1,0 +1,124 @@
+"""ConvLSTM: LSTM whose products with matrices are convolutions (Shi et al. 2015, arXiv:1506.04214)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from climapred.models.recurrent import EncoderForecaster, State
+
+
+class _Gates(torch.autograd.Function):
+    """Peephole gates with a closed-form gradient: about a third of the passes over memory that autograd's own needs.
+
+    The cell keeps its dtype (float32 under autocast: it is the memory, and sums over all steps); the gates keep theirs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, cell: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        a_i, a_f, a_c, a_o = gates.chunk(4, dim=1)
+        i = torch.addcmul(a_i, weight[0], cell).sigmoid_()
+        f = torch.addcmul(a_f, weight[1], cell).sigmoid_()
+        g = torch.tanh(a_c)
+        following = (f * cell).addcmul_(i, g)
+        o = torch.addcmul(a_o, weight[2], following).sigmoid_()
+        squashed = torch.tanh(following)
+        ctx.save_for_backward(i, f, g, o, cell, following, squashed, weight)
+        ctx.gates_dtype = gates.dtype
+        return (o * squashed).to(gates.dtype), following
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_hidden: Tensor, d_following: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        i, f, g, o, cell, following, squashed, weight = ctx.saved_tensors
+        through_sigmoid, through_tanh = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+        d_hidden = d_hidden.to(following.dtype)
+        d_o = through_sigmoid(d_hidden * squashed, o)
+        d_cell = through_tanh(d_hidden * o, squashed).add_(d_following).addcmul_(d_o, weight[2])
+        d_i = through_sigmoid(d_cell * g, i)
+        d_f = through_sigmoid(d_cell * cell, f)
+        d_c = through_tanh(d_cell * i, g.to(d_cell.dtype))
+        d_weight = torch.stack([_channel_sums(d_i, cell), _channel_sums(d_f, cell), _channel_sums(d_o, following)])
+        d_before = d_cell.mul_(f).addcmul_(d_f, weight[1]).addcmul_(d_i, weight[0])
+        gates = torch.cat([part.to(ctx.gates_dtype) for part in (d_i, d_f, d_c, d_o)], dim=1)
+        return gates, d_before, d_weight.to(weight.dtype)[..., None, None]
+
+
+def _channel_sums(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=(0, 2, 3))
+
+
+class Peepholes(nn.Module):
+    """The LSTM's gates from their pre-activations, with a peephole weight per channel (Shi et al. 2015, eq. 3).
+
+        i = sigmoid(a_i + w_i c)          f = sigmoid(a_f + w_f c)
+        c' = f c + i tanh(a_c)            o = sigmoid(a_o + w_o c')         h' = o tanh(c')
+
+    The paper's peepholes are whole fields; one number per channel (as in LS-NTP's code) fits any grid.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, hidden, 1, 1))
+
+    def forward(self, gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(h', c')``, each ``(B, hidden, H, W)``, from gates ``(B, 4 hidden, H, W)`` (order i, f, c, o) and ``c``."""
+        return _Gates.apply(gates, cell, self.weight)
+
+
+class ConvLSTMCell(nn.Module):
+    """One ConvLSTM layer (Shi et al. 2015, eq. 3); all four gates of input and hidden state in one convolution.
+
+    Zero padding keeps the grid, as in the paper. The forget gate's bias starts at 1 (Jozefowicz et al. 2015), so that
+    memory survives from the first step of training on.
+    """
+
+    def __init__(self, inputs: int, hidden: int, kernel: int = 3) -> None:
+        super().__init__()
+        _check_kernel(kernel)
+        self.inputs, self.hidden = inputs, hidden
+        self.gates = nn.Conv2d(inputs + hidden, 4 * hidden, kernel, padding=kernel // 2)
+        self.peepholes = Peepholes(hidden)
+        _start_remembering(self.gates, hidden)
+
+    def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> State:
+        """Return zeros for (h, c)."""
+        zeros = like.new_zeros(batch, self.hidden, height, width)
+        return zeros, zeros
+
+    def forward(self, x: Tensor | None, state: State, shared: Any = None) -> tuple[Tensor, State]:
+        """Return ``h'`` and the state ``(h', c')``."""
+        hidden, cell = state
+        hidden, cell = self.peepholes(self.gates(joined(x, hidden)), cell)
+        return hidden, (hidden, cell)
+
+
+def joined(x: Tensor | None, hidden: Tensor) -> Tensor:
+    """Return input and hidden state side by side; the hidden state alone for a cell without input."""
+    return hidden if x is None else torch.cat([x.to(hidden.dtype), hidden], dim=1)
+
+
+def _check_kernel(kernel: int) -> None:
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"kernel must be odd, so that the grid keeps its size, got {kernel}")
+
+
+def _start_remembering(gates: nn.Conv2d, hidden: int) -> None:
+    assert gates.bias is not None
+    nn.init.zeros_(gates.bias)
+    nn.init.ones_(gates.bias[hidden : 2 * hidden])
+
+
+def convlstm(
+    *, channels: int = 1, hidden: int = 64, layers: int = 2, kernel: int = 3, feedback: bool = False
+) -> EncoderForecaster:
+    """Return a ConvLSTM encoder-forecaster (Shi et al. 2015, Fig. 3) of ``layers`` cells with ``hidden`` channels each.
+
+    ``feedback=True``: the forecaster eats its last forecast (the paper's conditional form); else it has no input.
+    """
+    encoder = [ConvLSTMCell(hidden if layer else channels, hidden, kernel) for layer in range(layers)]
+    first = channels if feedback else 0
+    forecaster = [ConvLSTMCell(hidden if layer else first, hidden, kernel) for layer in range(layers)]
+    return EncoderForecaster(encoder, forecaster, channels=channels, kernel=kernel)
