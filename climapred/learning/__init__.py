@@ -1,0 +1,1 @@
+"""Windows, loader, training, trained models and their forecasts."""
