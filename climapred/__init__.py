@@ -6,11 +6,13 @@ The names below are loaded when they are first used: ``import climapred`` is qui
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
-# Before anything loads eccodes: both wheels carry a PROJ of their own, and eccodes 2.50 first, pyproj 3.7 (cartopy's) after
-# it ends in a crash of the interpreter. The other order works.
-import pyproj as _pyproj  # noqa: F401
+if "eccodes" not in sys.modules:
+    # Both wheels carry a PROJ of their own: pyproj 3.7 (cartopy's) loaded after eccodes 2.50 crashes the interpreter. The
+    # other order works; whoever has loaded eccodes already gets away as long as no map is drawn.
+    import pyproj as _pyproj  # noqa: F401
 
 _HOMES = {
     "Grid": "grid",

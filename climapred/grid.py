@@ -98,10 +98,10 @@ class Grid:
 
     @classmethod
     def gaussian(cls, number: int) -> Grid:
-        """Return the full Gaussian grid N``number``: 2N latitudes (roots of the Legendre polynomial P_2N) by 4N longitudes.
+        """Return the full Gaussian grid N``number``: 2N latitudes, 4N longitudes.
 
-        Cell edges in latitude follow the Gaussian weights (their running sum is the sine of the edge), so that areas
-        are exact.
+        The sines of the latitudes are the roots of the Legendre polynomial P_2N. Cell edges in latitude follow the
+        Gaussian weights (their running sum is the sine of the edge), so that areas are exact.
         """
         if number < 1:
             raise ValueError(f"a Gaussian grid needs number >= 1, got {number}")

@@ -1,0 +1,1 @@
+"""Baselines, CF files, scores, learned correlations and maps; works without torch."""
