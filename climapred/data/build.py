@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,5 +154,9 @@ def _client(scheduler: str | None, workers: int) -> Iterator[Client]:
         with Client(scheduler) as client:
             yield client
         return
-    with Client(processes=False, n_workers=1, threads_per_worker=workers, dashboard_address=None) as client:
+    # Dask always serves its state over HTTP, by default to the whole network and on one port for all: keep it here.
+    own = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+    # A failed task is raised here; the worker's own report of it says the same in fifty lines.
+    threads = {"processes": False, "n_workers": 1, "threads_per_worker": workers, "silence_logs": logging.ERROR}
+    with Client(**threads, **own, scheduler_kwargs={"dashboard": False}) as client:
         yield client

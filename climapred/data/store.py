@@ -106,7 +106,7 @@ def write_region(path: Path, variable: str, start: int, values: npt.NDArray[np.f
     array = zarr.open_group(partial_path(path), mode="r+")[variable]
     shard = array.shards[0]
     stop = start + len(values)
-    if start % shard or (len(values) != shard and stop != array.shape[0]):
+    if start % shard or stop != min(start + shard, array.shape[0]):
         raise ValueError(f"{path.name}/{variable}: times {start}..{stop} are not one shard of {shard} times")
     array[start:stop] = values
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
@@ -155,4 +155,4 @@ def open_statistics(path: str | Path) -> xr.Dataset:
     if not (Path(path) / "statistics").exists():
         raise FileNotFoundError(f"the store {path} has no statistics; run the build stage")
     statistics = xr.open_zarr(path, group="statistics", consolidated=False, chunks=None).load()
-    return statistics.assign_coords(variable=statistics["variable"].astype("U"))
+    return statistics.assign_coords(variable=np.array(statistics["variable"].values.tolist(), dtype="U"))

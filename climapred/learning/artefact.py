@@ -61,7 +61,7 @@ class TrainedModel:
         """Return a hash of weights and statistics."""
         digest = hashlib.sha256()
         for key, value in sorted(self.module.state_dict().items()):
-            digest.update(key.encode() + value.contiguous().numpy().tobytes())
+            digest.update(key.encode() + value.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def adjacency(self) -> np.ndarray | None:
@@ -70,7 +70,7 @@ class TrainedModel:
         if shared is None:
             return None
         with torch.no_grad():
-            weights: np.ndarray = shared().float().numpy()
+            weights: np.ndarray = shared().float().cpu().numpy()
         return weights
 
 
@@ -88,6 +88,11 @@ def scaled_network(
     Raises:
         ValueError: for an unknown architecture or option, or statistics that lack a variable.
     """
+    if missing := set(variables) - set(statistics["variable"].values):
+        known = ", ".join(statistics["variable"].values)
+        raise ValueError(f"the statistics lack {', '.join(sorted(missing))}; they hold {known}")
+    if given := {"channels", "height", "width"} & set(options):
+        raise ValueError(f"options of {architecture}: {', '.join(sorted(given))} come from the data, leave them out")
     torch.manual_seed(seed)
     chosen = statistics.sel(variable=list(variables))
     height, width = statistics.sizes["latitude"], statistics.sizes["longitude"]

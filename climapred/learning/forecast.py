@@ -46,6 +46,8 @@ def forecast(
     """
     times = fields["time"].values
     init_times = times[-1:] if init_times is None else np.atleast_1d(np.asarray(init_times, dtype="datetime64[ns]"))
+    if not len(init_times):
+        raise ValueError("init_times must hold at least one time, got none")
     batches = rollout(model, fields, init_times, steps=steps, batch_size=batch_size, precision=precision)
     return xr.concat(
         list(batches), dim="init_time", join="exact", coords="minimal", compat="override", data_vars="minimal"
@@ -70,15 +72,15 @@ def rollout(
     leads = model.step * np.arange(1, steps + 1)
     step_offsets = model.step * np.arange(1 - model.window.history, steps + 1)
     autocast = lightning_precision(precision) == "bf16-mixed"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module, origin = model.module.to(device), {"model": model.name, "model_identity": model.identity()}
     for first in range(0, len(init_times), batch_size):
         chosen, starts = frames[first : first + batch_size], init_times[first : first + batch_size]
-        seen = np.stack([fields[name].values[chosen] for name in model.variables], axis=2).astype(
-            np.float32, copy=False
-        )
+        seen = _read_frames(model, fields, chosen)
         calendar = calendar_rows(starts[:, None] + step_offsets, model.orders)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            predicted = model.module(torch.from_numpy(seen), calendar).numpy()
-        yield _as_dataset(model, predicted, starts, leads)
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=autocast):
+            predicted = module(torch.from_numpy(seen).to(device), calendar.to(device)).cpu().numpy()
+        yield _as_dataset(model, predicted, starts, leads).assign_attrs(origin)
 
 
 def _check(model: TrainedModel, fields: xr.Dataset) -> None:
@@ -96,11 +98,20 @@ def _frame_indices(model: TrainedModel, times: Times, init_times: Times) -> npt.
     found = np.searchsorted(times, wanted)
     missing = wanted[times[np.minimum(found, len(times) - 1)] != wanted]
     if missing.size:
+        hours, first = model.step / np.timedelta64(1, "h"), np.datetime_as_string(missing[0], unit="m")
         raise ValueError(
-            f"model {model.name} needs {model.window.history} frames, {model.step} apart, up to each initial time; "
-            f"{missing.size} are missing, the first is {np.datetime_as_string(missing[0], unit='m')}"
+            f"model {model.name} needs {model.window.history} frames, {hours:g} h apart, up to each initial time; "
+            f"{missing.size} are missing, the first is {first}"
         )
     return found
+
+
+def _read_frames(model: TrainedModel, fields: xr.Dataset, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return the frames of a batch ``(B, T, C, H, W)``; of fields that are not in memory, only these are read."""
+    needed, position = np.unique(frames, return_inverse=True)
+    read = fields[list(model.variables)].isel(time=needed)
+    stacked = np.stack([read[name].values for name in model.variables], axis=1)
+    return stacked.astype(np.float32, copy=False)[position.reshape(frames.shape)]
 
 
 def _as_dataset(model: TrainedModel, predicted: np.ndarray, init_times: Times, leads: np.ndarray) -> xr.Dataset:
@@ -120,4 +131,4 @@ def _as_dataset(model: TrainedModel, predicted: np.ndarray, init_times: Times, l
         "valid_time": (("init_time", "lead_time"), (init_times[:, None] + leads).astype("datetime64[ns]")),
         **model.grid.coordinates(),
     }
-    return xr.Dataset(arrays, coordinates, {"model": model.name, "model_identity": model.identity()})
+    return xr.Dataset(arrays, coordinates)

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -86,9 +87,8 @@ class Forecasting(lightning.LightningModule):
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch}, step {self.global_step}: "
-                f"input finite: {bool(torch.isfinite(batch[0]).all())}, forecast finite: "
-                f"{bool(torch.isfinite(forecast).all())}; lower training.learning_rate or training.clip, or use "
-                "training.precision=float32"
+                f"{_finite(input=batch[0], forecast=forecast)}; lower training.learning_rate or training.clip, or "
+                "use training.precision=float32"
             )
         self.log("train_loss", loss, on_epoch=True, on_step=False, prog_bar=True, batch_size=len(truth))
         return loss
@@ -97,6 +97,11 @@ class Forecasting(lightning.LightningModule):
         """Log the mean absolute error, in physical units."""
         forecast, truth = self(batch)
         error = (forecast - truth).abs().mean()
+        if not torch.isfinite(error):
+            raise FloatingPointError(
+                f"the validation error became {error.item()} in epoch {self.current_epoch}: "
+                f"{_finite(input=batch[0], forecast=forecast)}"
+            )
         self.log("validation_mae", error, on_epoch=True, prog_bar=True, batch_size=len(truth))
 
     def configure_optimizers(self) -> Any:
@@ -107,6 +112,10 @@ class Forecasting(lightning.LightningModule):
             optimizer, options.learning_rate, total_steps=int(self.trainer.estimated_stepping_batches)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _finite(**tensors: Tensor) -> str:
+    return ", ".join(f"{name} finite: {bool(torch.isfinite(tensor).all())}" for name, tensor in tensors.items())
 
 
 class LossLog(Callback):
@@ -123,8 +132,10 @@ class LossLog(Callback):
         if self.path.exists():
             with self.path.open(newline="") as stream:
                 rows = [row for row in csv.reader(stream) if row[0].isdigit() and int(row[0]) < trainer.current_epoch]
-        with self.path.open("w", newline="") as stream:
+        partial = self.path.with_suffix(".tmp")
+        with partial.open("w", newline="") as stream:
             csv.writer(stream).writerows([self.COLUMNS, *rows])
+        os.replace(partial, self.path)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock."""
@@ -141,6 +152,24 @@ class LossLog(Callback):
         ]
         with self.path.open("a", newline="") as stream:
             csv.writer(stream).writerow([*row, rate, round(time.monotonic() - self._began, 2)])
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it: Lightning's own comes from /tmp, maybe another disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint whole or not at all."""
+        partial = Path(path).with_suffix(".tmp")
+        torch.save(checkpoint, partial)
+        os.replace(partial, path)
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Keeps the best score when the folder has moved since; Lightning would forget it."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of an earlier run."""
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
 def fit(
@@ -167,7 +196,7 @@ def fit(
         history: frames that the network sees.
         training: options.
         folder: of this model.
-        identity: of data and options; checkpoints of another identity are thrown away.
+        identity: of data and network; checkpoints of another identity, or of other options, are thrown away.
         show_progress: a progress bar on the terminal.
 
     Returns:
@@ -177,15 +206,15 @@ def fit(
         FloatingPointError: when the loss is no longer finite.
     """
     checkpoints = folder / "checkpoints"
-    last = _own_checkpoint(checkpoints, identity)
-    best = ModelCheckpoint(
+    last = _own_checkpoint(checkpoints, {"identity": identity, "training": asdict(training)})
+    best = MovableCheckpoint(
         checkpoints,
         "best",
         monitor="validation_mae",
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
-    newest = ModelCheckpoint(checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+    newest = MovableCheckpoint(checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     callbacks: list[Callback] = [LossLog(folder / "log.csv"), best, newest]
     if show_progress:
         callbacks.append(TQDMProgressBar(refresh_rate=5))
@@ -193,10 +222,12 @@ def fit(
     with _quiet():
         torch.manual_seed(training.seed)
         trainer = lightning.Trainer(
+            devices=1,
             max_epochs=training.epochs,
             precision=lightning_precision(training.precision),
             gradient_clip_val=training.clip or None,
             callbacks=callbacks,
+            plugins=CheckpointFiles(),
             default_root_dir=folder,
             logger=False,
             enable_progress_bar=show_progress,
@@ -214,7 +245,7 @@ def fit(
     }
 
 
-def _own_checkpoint(checkpoints: Path, identity: str) -> Path | None:
+def _own_checkpoint(checkpoints: Path, identity: dict[str, Any]) -> Path | None:
     """Return the checkpoint to go on from; wipe those of other data or options."""
     stamp = checkpoints / "identity.json"
     if not stamp.exists() or json.loads(stamp.read_text()) != identity:
@@ -234,6 +265,7 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6 itself, on torch 2.13
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

@@ -45,15 +45,16 @@ def time_step(times: Times) -> np.timedelta64:
     return step
 
 
-def window_starts(times: Times, frames: int, *, stride: int = 1) -> Indices:
-    """Return each index from which ``frames`` consecutive times follow each other without a gap.
+def window_starts(times: Times, frames: int, *, stride: int = 1, step: np.timedelta64 | None = None) -> Indices:
+    """Return each index from which ``frames`` consecutive times follow each other ``step`` apart (by default their own).
 
     >>> window_starts(np.array(["2013-01-01", "2013-01-02", "2013-01-04", "2013-01-05", "2013-01-06"], "M8[D]"), 2)
     array([0, 2, 3])
     """
     if len(times) < max(frames, 2):
         return np.array([], dtype=np.int64)
-    gaps = np.concatenate([[0], np.cumsum(np.diff(times) != time_step(times))])
+    step = time_step(times) if step is None else step
+    gaps = np.concatenate([[0], np.cumsum(np.diff(times) != step)])
     starts = np.arange(len(times) - frames + 1)
     return starts[gaps[starts] == gaps[starts + frames - 1]][::stride]
 
@@ -73,7 +74,7 @@ class Split:
             ValueError: if there is none; the message says how long the period is.
         """
         start, stop = getattr(self, period)
-        found = window_starts(times[start:stop], window.frames, stride=stride) + start
+        found = window_starts(times[start:stop], window.frames, stride=stride, step=time_step(times)) + start
         if not len(found):
             raise ValueError(
                 f"the {period} period holds {stop - start} of {len(times)} times and no window of {window.frames} "
