@@ -18,7 +18,7 @@ from distributed import Client, as_completed
 
 from climapred.data.harmonise import harmonise
 from climapred.data.regrid import Method, Regridder
-from climapred.data.sources import open_source, source_identity
+from climapred.data.sources import expand_paths, open_source, source_identity
 from climapred.data.store import Layout, create_store, finish_store, partial_path, write_region
 from climapred.grid import Grid
 
@@ -31,6 +31,10 @@ class Source:
 
     paths: tuple[str, ...]
     variables: tuple[str, ...]
+
+    def absolute(self) -> Source:
+        """Return the same files, one by one and with absolute paths: a worker may stand in another folder."""
+        return Source(tuple(str(path.absolute()) for path in expand_paths(self.paths)), self.variables)
 
     def open(self) -> xr.Dataset:
         """Return the harmonised fields, lazily."""
@@ -79,6 +83,7 @@ def build_store(
     Raises:
         ValueError, FileNotFoundError: from opening and harmonising the source; what is written stays valid.
     """
+    source, path = source.absolute(), path.absolute()
     fields = source.open()
     own = Grid.of(fields)
     regridder = Regridder(own, grid or own, method, max_missing)
@@ -157,6 +162,6 @@ def _client(scheduler: str | None, workers: int) -> Iterator[Client]:
     # Dask always serves its state over HTTP, by default to the whole network and on one port for all: keep it here.
     own = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
     # A failed task is raised here; the worker's own report of it says the same in fifty lines.
-    threads = {"processes": False, "n_workers": 1, "threads_per_worker": workers, "silence_logs": logging.ERROR}
+    threads = {"processes": False, "n_workers": 1, "threads_per_worker": workers, "silence_logs": logging.CRITICAL}
     with Client(**threads, **own, scheduler_kwargs={"dashboard": False}) as client:
         yield client

@@ -77,7 +77,7 @@ class ConvLSTMCell(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, kernel: int = 3) -> None:
         super().__init__()
-        _check_kernel(kernel)
+        _check_sizes(hidden, kernel)
         self.inputs, self.hidden = inputs, hidden
         self.gates = nn.Conv2d(inputs + hidden, 4 * hidden, kernel, padding=kernel // 2)
         self.peepholes = Peepholes(hidden)
@@ -100,7 +100,9 @@ def joined(x: Tensor | None, hidden: Tensor) -> Tensor:
     return hidden if x is None else torch.cat([x.to(hidden.dtype), hidden], dim=1)
 
 
-def _check_kernel(kernel: int) -> None:
+def _check_sizes(hidden: int, kernel: int) -> None:
+    if hidden < 1:
+        raise ValueError(f"hidden must be at least 1, got {hidden}")
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"kernel must be odd, so that the grid keeps its size, got {kernel}")
 

@@ -62,8 +62,10 @@ class EncoderForecaster(nn.Module):
         shared: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if len(encoder) != len(forecaster):
-            raise ValueError(f"encoder and forecaster need as many layers, got {len(encoder)} and {len(forecaster)}")
+        if not 1 <= len(encoder) == len(forecaster):
+            raise ValueError(
+                f"encoder and forecaster need as many layers, 1 or more, got {len(encoder)} and {len(forecaster)}"
+            )
         self.encoder, self.forecaster = nn.ModuleList(encoder), nn.ModuleList(forecaster)
         self.shared = shared
         self.channels = channels

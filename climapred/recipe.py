@@ -1,0 +1,351 @@
+"""Recipes: what a run does, checked before anything runs; errors name file, line and key."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from climapred.variables import find_variable
+
+Region = tuple[float, float, float, float]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot run."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+def _as_tuple(value: Any) -> Any:
+    if isinstance(value, str | datetime.date):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_date(value: Any) -> Any:
+    """YAML turns 2014-01-01 into a date of its own; times of a zone become UTC."""
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
+        value = value.astimezone(datetime.UTC).replace(tzinfo=None)
+    return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+def _as_float(value: Any) -> Any:
+    """YAML 1.1 reads 2e-3 as text."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.I) else value
+
+
+def _canonical(value: str) -> str:
+    return find_variable(value).name
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Date = Annotated[str, BeforeValidator(_as_date)]
+Real = Annotated[float, BeforeValidator(_as_float)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]+$")]
+VariableName = Annotated[str, BeforeValidator(_canonical)]
+
+
+class SampleRecipe(_Section):
+    """The embedded data of ``climapred.testing``, written as real files into the run's folder."""
+
+    format: Literal["ncep", "era5"] = "ncep"
+    start: Date = "2001-01-01"
+    years: int = Field(2, ge=1, le=50)
+    seed: int = 0
+
+    @property
+    def variable(self) -> str:
+        """The variable that files of this format hold."""
+        return {"ncep": "air", "era5": "t2m"}[self.format]
+
+
+class SourceRecipe(_Section):
+    """Where the fields come from: files (``path``: one, several, or a pattern) or the embedded sample."""
+
+    path: Texts | None = None
+    sample: SampleRecipe | None = None
+    variables: Annotated[tuple[VariableName, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SourceRecipe:
+        if (self.path is None) == (self.sample is None):
+            raise ValueError(
+                "a source is either `path` or `sample`, got " + ("neither" if self.path is None else "both")
+            )
+        if self.sample is not None and self.variables != (self.sample.variable,):
+            raise ValueError(f"the {self.sample.format} sample holds `variables: {self.sample.variable}`, no other")
+        return self
+
+    def expanded_paths(self) -> tuple[str, ...]:
+        """Return the paths with environment variables filled in.
+
+        Raises:
+            RecipeError: if one is not set.
+        """
+        return tuple(_expand(path) for path in self.path or ())
+
+
+def _expand(path: str) -> str:
+    expanded = os.path.expandvars(path)
+    if unset := re.search(r"\$\{?(\w+)\}?", expanded):
+        raise RecipeError(
+            f"path: {path}: the environment variable {unset[1]} is not set; set it to the folder of the data files, "
+            "or give --set source.path=FILE"
+        )
+    return expanded
+
+
+class GridRecipe(_Section):
+    """The grid of the tensors; without it the source's own is kept."""
+
+    spacing: Real | None = Field(None, gt=0, description="degrees")
+    gaussian: int | None = Field(None, ge=1, description="N of a global Gaussian grid")
+    region: Annotated[Region | None, BeforeValidator(_as_tuple)] = Field(None, description="south, north, west, east")
+    method: Literal["nearest", "bilinear", "conservative"] = "conservative"
+    max_missing: Real = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> GridRecipe:
+        if (self.spacing is None) == (self.gaussian is None):
+            raise ValueError("a grid needs either `spacing` (with `region`, or global) or `gaussian`")
+        if self.gaussian is not None and self.region is not None:
+            raise ValueError("`region` goes with `spacing`; a Gaussian grid is global")
+        return self
+
+
+class WindowRecipe(_Section):
+    """Frames in and out, and every how many times a training window starts."""
+
+    history: int = Field(6, ge=1)
+    horizon: int = Field(6, ge=1)
+    stride: int = Field(1, ge=1)
+
+
+class SplitRecipe(_Section):
+    """When validation and test begin: dates, or shares of all times counted from the start."""
+
+    validation: Date | Real
+    test: Date | Real
+
+
+class ClimatologyRecipe(_Section):
+    """Harmonics of the training climatology; None: what the training period can determine."""
+
+    annual: int | None = Field(None, ge=0, le=6)
+    daily: int | None = Field(None, ge=0, le=6)
+
+
+class ModelRecipe(_Section):
+    """One model: its name in the results, its architecture, the keywords of that, and what it sees and predicts."""
+
+    name: Name
+    architecture: str
+    options: dict[str, Any] = {}
+    inputs: Literal["anomaly", "standard", "minmax"] = "anomaly"
+    target: Literal["change", "value"] = "change"
+
+
+def _distinct_names(models: tuple[ModelRecipe, ...]) -> tuple[ModelRecipe, ...]:
+    names = [model.name for model in models]
+    taken = {"persistence", "climatology", "damped"}
+    if clash := sorted({name for name in names if names.count(name) > 1 or name in taken}):
+        raise ValueError(f"models need names of their own, other than the baselines' ones: {', '.join(clash)}")
+    return models
+
+
+class TrainingRecipe(_Section):
+    """See ``climapred.learning.training.Training``."""
+
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: Real = Field(2e-3, gt=0)
+    weight_decay: Real = Field(0.01, ge=0)
+    clip: Real = Field(1.0, ge=0)
+    loss: Literal["mse", "mae"] = "mse"
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    seed: int = 0
+
+
+class ForecastRecipe(_Section):
+    """Every how many test windows are forecast, and the baselines that are written as files too."""
+
+    stride: int = Field(1, ge=1)
+    baselines: Annotated[tuple[Literal["persistence", "climatology", "damped"], ...], BeforeValidator(_as_tuple)] = ()
+
+
+class MapsRecipe(_Section):
+    """Start times and leads of the forecast maps, and the places whose learned correlation is drawn (latitude, longitude)."""
+
+    start_times: Annotated[tuple[Date, ...], BeforeValidator(_as_tuple)] = ()
+    leads_hours: Annotated[tuple[Real, ...] | None, BeforeValidator(_as_tuple)] = None
+    points: Annotated[
+        tuple[Annotated[tuple[float, float], BeforeValidator(_as_tuple)], ...], BeforeValidator(_as_tuple)
+    ] = ()
+
+
+class Recipe(_Section):
+    """A whole run."""
+
+    name: Name
+    title: str = ""
+    source: SourceRecipe
+    grid: GridRecipe | None = None
+    window: WindowRecipe = WindowRecipe()
+    split: SplitRecipe
+    climatology: ClimatologyRecipe = ClimatologyRecipe()
+    models: Annotated[
+        tuple[ModelRecipe, ...], BeforeValidator(_as_tuple), Field(min_length=1), AfterValidator(_distinct_names)
+    ]
+    training: TrainingRecipe = TrainingRecipe()
+    forecast: ForecastRecipe = ForecastRecipe()
+    maps: MapsRecipe = MapsRecipe()
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the checked recipe at ``path``.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key=value`` with dotted keys (``training.epochs=2``, ``models.0.options.hidden=16``); the value is
+            read as YAML.
+
+    Raises:
+        RecipeError: names the file, the line and the key of each fault.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise RecipeError(f"no recipe at {path}")
+    try:
+        text = path.read_text()
+        content = yaml.safe_load(text)
+        lines = _key_lines(yaml.compose(text, Loader=yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must be a mapping of keys, got {type(content).__name__}")
+    overridden = [_override(content, item) for item in overrides]
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        faults = [_fault(path, lines, overridden, fault) for fault in error.errors()]
+        raise RecipeError("\n".join(dict.fromkeys(faults))) from error
+
+
+def _override(content: dict[str, Any], item: str) -> tuple[str, ...]:
+    key, separator, text = item.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"--set takes key=value, got {item!r}")
+    keys = tuple(key.split("."))
+    place: Any = content
+    for step in keys[:-1]:
+        place = _entry(place, step, item)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {item}: the value is not YAML: {error}") from error
+    if isinstance(place, list):
+        place[_position(place, keys[-1], item)] = value
+    else:
+        place[keys[-1]] = value
+    return keys
+
+
+def _entry(place: Any, step: str, item: str) -> Any:
+    """Return what lies under a key; an absent or empty section is made."""
+    if isinstance(place, list):
+        return place[_position(place, step, item)]
+    if place.get(step) is None:
+        place[step] = {}
+    if not isinstance(place[step], dict | list):
+        raise RecipeError(f"--set {item}: {step} is a single value, not a section")
+    return place[step]
+
+
+def _position(place: list[Any], step: str, item: str) -> int:
+    if not step.isdigit() or int(step) >= len(place):
+        raise RecipeError(f"--set {item}: the list has {len(place)} entries, use 0 to {len(place) - 1}, got {step!r}")
+    return int(step)
+
+
+def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    """Return the line of every key of a YAML document, lists by position."""
+    lines = {prefix: node.start_mark.line + 1} if node is not None else {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if (*prefix, key.value) in lines:  # YAML itself would keep the last and drop the others
+                problem = f"the key {'.'.join((*prefix, key.value))!r} is repeated"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            lines |= _key_lines(value, (*prefix, key.value)) | {(*prefix, key.value): key.start_mark.line + 1}
+    elif isinstance(node, yaml.SequenceNode):
+        for position, value in enumerate(node.value):
+            lines |= _key_lines(value, (*prefix, str(position)))
+    return lines
+
+
+def _fault(path: Path, lines: dict[tuple[str, ...], int], overridden: list[tuple[str, ...]], fault: Any) -> str:
+    location = tuple(str(part) for part in fault["loc"])
+    brought = {key[:length] for key in overridden for length in range(1, len(key) + 1)} - set(lines)
+    if fault["type"] not in ("missing", "extra_forbidden"):
+        while location and location not in lines and location not in brought:
+            location = location[:-1]  # pydantic appends the names of alternatives
+    known = location
+    while known and known not in lines:
+        known = known[:-1]
+    from_override = location in brought or any(location[: len(key)] == key for key in overridden)
+    where = "--set" if from_override else f"{path}, line {lines.get(known, 1)}"
+    message = {"extra_forbidden": "unknown key", "missing": "this key is missing"}.get(fault["type"], fault["msg"])
+    if fault["type"] == "extra_forbidden":
+        message += f"; known keys here: {', '.join(_known_keys(location[:-1]))}"
+    elif fault["type"] != "missing" and not isinstance(fault["input"], dict | list):
+        message += f", got {fault['input']!r}"
+    return f"{where}: {'.'.join(location) or 'recipe'}: {message.removeprefix('Value error, ')}"
+
+
+def _known_keys(location: tuple[str, ...]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for step in location:
+        if not step.isdigit():
+            section = _SECTIONS[step]
+    return list(section.model_fields)
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "source": SourceRecipe,
+    "sample": SampleRecipe,
+    "grid": GridRecipe,
+    "window": WindowRecipe,
+    "split": SplitRecipe,
+    "climatology": ClimatologyRecipe,
+    "models": ModelRecipe,
+    "training": TrainingRecipe,
+    "forecast": ForecastRecipe,
+    "maps": MapsRecipe,
+}
+
+
+@contextmanager
+def located(path: str | Path, key: str) -> Iterator[None]:
+    """Turn an error about the data of a recipe into a RecipeError that names file, line and key."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        lines = _key_lines(yaml.compose(Path(path).read_text(), Loader=yaml.SafeLoader))
+        known = tuple(key.split("."))
+        while known and known not in lines:  # a key that --set brought in: the section it belongs to
+            known = known[:-1]
+        raise RecipeError(f"{path}, line {lines.get(known, 1)}: {key}: {error}") from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML with every default filled in; ``load_recipe`` reads it back to the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,378 @@
+"""What each unit of a run does: the only place where data, learning and results meet. ``pipeline`` decides when."""
+
+from __future__ import annotations
+
+import glob
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from climapred import testing
+from climapred.data.build import Source, build_store
+from climapred.data.statistics import training_statistics
+from climapred.data.store import open_statistics, open_store, write_statistics
+from climapred.grid import Grid
+from climapred.learning.windows import Indices, Split, Window, chronological_split, time_step
+from climapred.recipe import GridRecipe, ModelRecipe, Recipe, SampleRecipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Times = npt.NDArray[np.datetime64]
+Figures = Iterator[tuple[str, Callable[[], "Figure"]]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checked recipe on its way through a folder."""
+
+    recipe: Recipe
+    out: Path
+    scheduler: str | None = None
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+    @property
+    def store(self) -> Path:
+        """The tensors."""
+        return self.out / "tensors.zarr"
+
+    @property
+    def window(self) -> Window:
+        """Frames in and out."""
+        return Window(self.recipe.window.history, self.recipe.window.horizon)
+
+    @property
+    def variable(self) -> str:
+        """The variable that is scored and drawn: the first of the source."""
+        return self.recipe.source.variables[0]
+
+    def split(self, times: Times) -> Split:
+        """Training, validation and test periods."""
+        return chronological_split(times, self.recipe.split.validation, self.recipe.split.test)
+
+    def source(self) -> Source:
+        """The files of this run; those of the embedded sample lie in its folder."""
+        if self.recipe.source.sample is not None:
+            return Source((f"{glob.escape(str(self.out))}/sample/*",), self.recipe.source.variables)
+        return Source(self.recipe.source.expanded_paths(), self.recipe.source.variables)
+
+    def forecast_path(self, name: str) -> Path:
+        """The NetCDF file of a model or baseline."""
+        return self.out / "forecasts" / f"{name}.nc"
+
+    def forecast_times(self) -> tuple[Times, npt.NDArray[np.timedelta64]]:
+        """Return the initial times of the test forecasts and their leads."""
+        times = open_store(self.store)["time"].values
+        return init_times(self.recipe, times), time_step(times) * np.arange(1, self.window.horizon + 1)
+
+    @contextmanager
+    def progress(self, text: str) -> Iterator[Callable[[int, int], None]]:
+        """Show a progress bar; yields a function of (done, in all)."""
+        columns = (
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.console) as bar:
+            task = bar.add_task(text, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def target_grid(recipe: GridRecipe) -> Grid:
+    """Return the grid that a recipe describes."""
+    if recipe.gaussian is not None:
+        return Grid.gaussian(recipe.gaussian)
+    assert recipe.spacing is not None
+    return Grid.regular(recipe.spacing, region=recipe.region)
+
+
+def init_times(recipe: Recipe, times: Times) -> Times:
+    """Return the last seen frame of every test window."""
+    window = Window(recipe.window.history, recipe.window.horizon)
+    split = chronological_split(times, recipe.split.validation, recipe.split.test)
+    return times[split.starts("test", times, window, stride=recipe.forecast.stride) + window.history - 1]
+
+
+@cache
+def sample(recipe: SampleRecipe) -> testing.Sample:
+    """Return the embedded sample that a recipe asks for, in memory."""
+    start = np.datetime64(recipe.start, "D")
+    stop = (start.astype("datetime64[Y]") + recipe.years).astype("datetime64[D]")
+    periods = int((stop - start.astype("datetime64[Y]")) / np.timedelta64(6, "h"))
+    return testing.synthetic_temperature(start=recipe.start, periods=periods, step_hours=6, seed=recipe.seed)
+
+
+def source_fields(recipe: Recipe) -> xr.Dataset:
+    """Return the harmonised fields of a recipe's source, lazily, wherever they are."""
+    if recipe.source.sample is not None:
+        return sample(recipe.source.sample).fields
+    return Source(recipe.source.expanded_paths(), recipe.source.variables).open()
+
+
+def write_sample(run: Run) -> None:
+    """Write the embedded sample as files in the conventions of their makers."""
+    recipe = run.recipe.source.sample
+    assert recipe is not None
+    folder = run.out / "sample"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    made = sample(recipe)
+    if recipe.format == "ncep":
+        testing.write_ncep(made.fields, folder)
+    else:
+        testing.write_era5_grib(made.fields, folder / "era5-2mt.grib")
+
+
+def build(run: Run) -> None:
+    """Regrid the source into the store."""
+    grid = run.recipe.grid
+    with run.progress("build: shards") as progress:
+        build_store(
+            run.source(),
+            run.store,
+            grid=None if grid is None else target_grid(grid),
+            method=grid.method if grid else "conservative",
+            max_missing=grid.max_missing if grid else 0.5,
+            scheduler=run.scheduler,
+            progress=progress,
+        )
+
+
+def statistics(run: Run) -> None:
+    """Fit the statistics of the training times and put them into the store."""
+    fields, orders = open_store(run.store), run.recipe.climatology
+    start, stop = run.split(fields["time"].values).train
+    with run.progress("build: statistics") as progress:
+        found = training_statistics(fields.isel(time=slice(start, stop)), annual=orders.annual, daily=orders.daily)
+        write_statistics(run.store, found)
+        progress(1, 1)
+
+
+def train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
+    """Train one model and save it."""
+    from climapred.learning.artefact import Scaling, TrainedModel, save_model, scaled_network
+    from climapred.learning.loader import WindowDataset, window_loader
+    from climapred.learning.training import Training, fit
+
+    fields, known = open_store(run.store), open_statistics(run.store)
+    times, variables = fields["time"].values, run.recipe.source.variables
+    training = Training(**run.recipe.training.model_dump())
+    scaling = Scaling(recipe.inputs, recipe.target)
+    module, orders = scaled_network(
+        recipe.architecture,
+        recipe.options,
+        scaling=scaling,
+        statistics=known,
+        variables=variables,
+        seed=training.seed,
+    )
+    split, window = run.split(times), run.window
+    dataset = WindowDataset(fields[list(variables)].isel(time=slice(0, split.validation[1])), window, orders)
+
+    def starts(period: str) -> Indices:
+        return split.starts(period, times, window, stride=run.recipe.window.stride)
+
+    size, folder = training.batch_size, run.out / "models" / recipe.name
+    run.console.print(f"train: {recipe.name}, {sum(p.numel() for p in module.network.parameters()):,} parameters")
+    outcome = fit(
+        module,
+        window_loader(dataset, starts("train"), size, seed=training.seed),
+        window_loader(dataset, starts("validation"), 4 * size),
+        history=window.history,
+        training=training,
+        folder=folder,
+        identity=fingerprint,
+        show_progress=not run.console.quiet,
+    )
+    made = TrainedModel(
+        name=recipe.name,
+        architecture=recipe.architecture,
+        options=recipe.options,
+        scaling=scaling,
+        orders=orders,
+        variables=variables,
+        grid=Grid.of(fields),
+        window=window,
+        step=time_step(times),
+        module=module,
+        training={
+            **outcome,
+            "data": known.attrs,
+            "source": fields.attrs.get("source", ""),
+            "fingerprint": fingerprint,
+        },
+    )
+    save_model(made, folder)
+
+
+def forecast_model(run: Run, name: str) -> None:
+    """Forecast from every test window, and write the learned adjacency of models that have one."""
+    from climapred.learning.artefact import load_model
+    from climapred.learning.forecast import rollout
+    from climapred.results.cf import adjacency_to_cf, write_netcdf
+
+    model, fields = load_model(run.out / "models" / name), open_store(run.store)
+    starts, _ = run.forecast_times()
+    parts: list[xr.Dataset] = []
+    with run.progress(f"forecast: {name}") as progress:
+        for part in rollout(model, fields, starts, precision=run.recipe.training.precision):
+            parts.append(part)
+            progress(sum(p.sizes["init_time"] for p in parts), len(starts))
+    whole = xr.concat(parts, dim="init_time", join="exact", coords="minimal", compat="override", data_vars="minimal")
+    origin = f"{_version()}: {model.architecture} {name!r} ({model.identity()})"
+    _write_forecast(run, name, whole, origin)
+    weights = model.adjacency()
+    if weights is None:  # a model of this name may have had one before
+        (run.out / "correlations" / f"{name}.nc").unlink(missing_ok=True)
+    else:
+        (run.out / "correlations").mkdir(exist_ok=True)
+        adjacency = adjacency_to_cf(weights, model.grid, source=origin)
+        write_netcdf(adjacency, run.out / "correlations" / f"{name}.nc")
+
+
+def forecast_baseline(run: Run, name: str) -> None:
+    """Write the forecasts of a baseline."""
+    _write_forecast(run, name, _baseline(run, name), f"{_version()}: {name}")
+
+
+def _write_forecast(run: Run, name: str, forecast: xr.Dataset, origin: str) -> None:
+    from climapred.results.cf import to_cf, write_netcdf
+
+    title = f"{run.recipe.title or run.recipe.name}: forecasts of {name}"
+    run.forecast_path(name).parent.mkdir(exist_ok=True)
+    write_netcdf(to_cf(forecast, source=origin, title=title), run.forecast_path(name))
+
+
+def _baseline(run: Run, name: str) -> xr.Dataset:
+    from climapred.results import baselines
+
+    fields, known = open_store(run.store)[list(run.recipe.source.variables)], open_statistics(run.store)
+    starts, leads = run.forecast_times()
+    if name == "persistence":
+        return baselines.persistence(fields, starts, leads)
+    if name == "climatology":
+        return baselines.climatology_forecast(known, starts, leads)
+    start, stop = run.split(fields["time"].values).train
+    correlation = baselines.lag_correlation(fields.isel(time=slice(start, stop)), known, leads)
+    return baselines.damped_persistence(fields, known, correlation, starts, leads)
+
+
+def evaluate(run: Run) -> None:
+    """Score every model and every baseline on the same test windows."""
+    from climapred.results.baselines import BASELINES
+    from climapred.results.cf import write_netcdf
+    from climapred.results.evaluate import error_sums, score_table, scores
+
+    truth = open_store(run.store)[run.variable]
+    names = [*(model.name for model in run.recipe.models), *BASELINES]
+    sums = {}
+    with run.progress("evaluate: models") as progress:
+        for count, name in enumerate(names, start=1):
+            forecast = _baseline(run, name) if name in BASELINES else open_forecast(run.forecast_path(name))
+            sums[name] = error_sums(forecast[run.variable], truth)
+            progress(count, len(names))
+    found = scores(sums)
+    write_netcdf(found, run.out / "scores.nc")
+    write_text(run.out / "scores.csv", score_table(found).to_csv(index=False))
+
+
+def open_forecast(path: Path) -> xr.Dataset:
+    """Return a forecast file in the form it has in memory."""
+    from climapred.results.cf import from_cf
+
+    with xr.open_dataset(path) as stored:
+        return from_cf(stored).load()
+
+
+def maps(run: Run) -> None:
+    """Draw forecasts, errors, scores and learned correlations."""
+    from climapred.results.maps import save_figure
+
+    folder = run.out / "maps"
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished = run.out / "maps.partial"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with run.progress("maps: figures") as progress:
+        figures = [*_forecast_maps(run), *_score_maps(run), *_correlation_maps(run)]
+        for count, (name, draw) in enumerate(figures, start=1):
+            unfinished.mkdir(exist_ok=True)
+            save_figure(draw(), unfinished / f"{name}.png")
+            progress(count, len(figures))
+    unfinished.rename(folder)
+
+
+def _forecast_maps(run: Run) -> Figures:
+    """Truth, forecast and error of each model at the recipe's start times."""
+    from climapred.results.maps import plot_forecast
+
+    available, _ = run.forecast_times()
+    wanted = np.array(run.recipe.maps.start_times, dtype="datetime64[ns]")
+    fields = open_store(run.store)[run.variable]
+    for model in run.recipe.models:
+        forecasts = open_forecast(run.forecast_path(model.name))[run.variable]
+        for start in wanted if wanted.size else available[len(available) // 2 :][:1]:
+            forecast = forecasts.sel(init_time=start)
+            truth = fields.sel(time=forecast["valid_time"]).drop_vars("time").load()
+            truth.attrs["source"] = run.recipe.title or run.recipe.name
+
+            def draw(model: str = model.name, truth: xr.DataArray = truth, forecast: xr.DataArray = forecast) -> Figure:
+                return plot_forecast(truth, forecast, model=model, leads=run.recipe.maps.leads_hours)
+
+            stamp = np.datetime_as_string(start, unit="h").replace("-", "")
+            yield f"forecast_{model.name}_{stamp}", draw
+
+
+def _score_maps(run: Run) -> Figures:
+    """Scores against lead time, and the mean absolute error of each model in each cell."""
+    from climapred.results.maps import plot_errors, plot_scores
+
+    with xr.open_dataset(run.out / "scores.nc") as stored:
+        found = stored.load()
+    yield "scores", lambda: plot_scores(found)
+    yield "mae", lambda: plot_errors(found["mae_map"].mean("lead_time", keep_attrs=True))
+
+
+def _correlation_maps(run: Run) -> Figures:
+    """What the recipe's places listen to; the middle of the grid where the recipe names none."""
+    from climapred.results.correlations import correlation_map
+    from climapred.results.maps import plot_correlations
+
+    grid = Grid.of(open_store(run.store))
+    middle = (float(np.median(grid.latitude)), float(np.median(grid.longitude)))
+    for model in run.recipe.models:
+        path = run.out / "correlations" / f"{model.name}.nc"
+        if not path.exists():
+            continue
+        with xr.open_dataset(path) as stored:
+            adjacency = stored.load()
+        for latitude, longitude in run.recipe.maps.points or (middle,):
+            weights = correlation_map(adjacency, latitude, longitude)
+
+            def draw(weights: xr.DataArray = weights, point: tuple[float, float] = (latitude, longitude)) -> Figure:
+                return plot_correlations(weights, point=point)
+
+            yield f"correlation_{model.name}_{latitude:g}N_{longitude:g}E", draw
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file at once or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _version() -> str:
+    return f"climapred {importlib.metadata.version('climapred')}"
