@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from climapred.variables import find_variable
 
@@ -61,7 +61,7 @@ class SampleRecipe(_Section):
     format: Literal["ncep", "era5"] = "ncep"
     start: Date = "2001-01-01"
     years: int = Field(2, ge=1, le=50)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @property
     def variable(self) -> str:
@@ -154,6 +154,13 @@ class ModelRecipe(_Section):
     inputs: Literal["anomaly", "standard", "minmax"] = "anomaly"
     target: Literal["change", "value"] = "change"
 
+    @field_validator("options")
+    @classmethod
+    def _size_comes_from_the_data(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if given := {"channels", "height", "width"} & set(options):
+            raise ValueError(f"{', '.join(sorted(given))}: these follow from the data; leave them out")
+        return options
+
 
 def _distinct_names(models: tuple[ModelRecipe, ...]) -> tuple[ModelRecipe, ...]:
     names = [model.name for model in models]
@@ -173,7 +180,7 @@ class TrainingRecipe(_Section):
     clip: Real = Field(1.0, ge=0)
     loss: Literal["mse", "mae"] = "mse"
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class ForecastRecipe(_Section):

@@ -22,6 +22,8 @@ from climapred.models.scaled import Inputs, Scaled, Target
 
 FORMAT = 1
 
+_GRID_AXES = ("latitude", "longitude", "latitude_bounds", "longitude_bounds")
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -129,7 +131,7 @@ def save_model(model: TrainedModel, folder: str | Path) -> Path:
         "scaling": asdict(model.scaling),
         "orders": model.orders,
         "variables": model.variables,
-        "grid": {"latitude": model.grid.latitude.tolist(), "longitude": model.grid.longitude.tolist()},
+        "grid": {name: getattr(model.grid, name).tolist() for name in _GRID_AXES},
         "window": asdict(model.window),
         "step_seconds": int(model.step / np.timedelta64(1, "s")),
         "training": model.training,
@@ -162,7 +164,7 @@ def load_model(folder: str | Path) -> TrainedModel:
         )
     if _file_hash(weights) != content["weights_sha256"]:
         raise ValueError(f"{weights} is not the file that {description.name} describes; copy both again or train again")
-    grid = Grid(content["grid"]["latitude"], content["grid"]["longitude"])
+    grid = Grid(**{name: np.array(content["grid"][name]) for name in _GRID_AXES})
     tensors = load_file(weights)
     variables = tuple(content["variables"])
     height, width = grid.shape

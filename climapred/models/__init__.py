@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 from climapred.models.convlstm import convlstm
 from climapred.models.ls_ntp import ls_ntp
@@ -21,7 +21,7 @@ def build_model(name: str, **options: Any) -> EncoderForecaster:
     ``height`` and ``width`` may be given to any model; those that do not depend on the grid ignore them.
 
     Raises:
-        ValueError: for an unknown name or option; the message lists the known ones.
+        ValueError: for an unknown name or option (the message lists the known ones), or a value of another type.
 
     >>> build_model("convlstm", channels=1, hidden=8, height=24, width=48).readout
     Conv2d(8, 1, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
@@ -34,4 +34,7 @@ def build_model(name: str, **options: Any) -> EncoderForecaster:
     required = {key for key, parameter in known.items() if parameter.default is parameter.empty}
     if missing := required - set(options):
         raise ValueError(f"model {name!r} needs {', '.join(sorted(missing))}")
+    for key, wanted in get_type_hints(MODELS[name]).items():
+        if key in options and type(options[key]) is not wanted:
+            raise ValueError(f"option {key} of model {name!r} must be {wanted.__name__}, got {options[key]!r}")
     return MODELS[name](**{key: value for key, value in options.items() if key in known})

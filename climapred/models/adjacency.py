@@ -13,7 +13,7 @@ class LearnedAdjacency(nn.Module):
 
     LS-NTP's long-range adaptive graph constructor (Xu et al. 2022; the form goes back to AGCRN, Bai et al. 2020, eq. 5).
     Row i holds how much node i listens to each node j; rows sum to 1. ReLU turns every negative similarity into exp(0) = 1,
-    so that no weight falls below about 1/N.
+    so that no weight of a row falls below a common floor: about 1/N at first, less as links grow.
     """
 
     def __init__(self, nodes: int, embedding: int) -> None:
@@ -25,7 +25,8 @@ class LearnedAdjacency(nn.Module):
 
     def forward(self) -> Tensor:
         """Return A, shape (N, N)."""
-        return torch.softmax(torch.relu(self.embedding @ self.embedding.T), dim=-1)
+        with torch.autocast(self.embedding.device.type, enabled=False):  # bfloat16 would be off by per cents
+            return torch.softmax(torch.relu(self.embedding @ self.embedding.T), dim=-1)
 
     def extra_repr(self) -> str:
         """Return the sizes, for ``print(model)``."""

@@ -1,0 +1,174 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from climapred.models.convlstm import ConvLSTMCell, Peepholes, _Gates, convlstm
+
+STEPS, INPUTS, HIDDEN, SHAPE = 3, 2, 4, (5, 6)
+
+
+def make_cell(*, inputs=INPUTS, dtype=torch.float64, kernel=3, seed=0):
+    """A cell far from its initial state: peepholes and biases too have a part in the result."""
+    torch.manual_seed(seed)
+    cell = ConvLSTMCell(inputs, HIDDEN, kernel).to(dtype)
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.copy_(torch.randn_like(parameter) / 2)
+    return cell
+
+
+def make_frames(dtype=torch.float64, inputs=INPUTS, batch=2):
+    return torch.randn(STEPS, batch, inputs, *SHAPE, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def unroll(cell, frames, state):
+    outputs = []
+    for frame in frames:
+        hidden, state = cell(frame, state)
+        outputs.append(hidden)
+    return torch.stack(outputs), state[1]
+
+
+def reference(weight, bias, peepholes, frames, hidden, cell):
+    """Shi et al. (2015), eq. 3, term by term: one convolution per gate and operand.
+
+    The gates lie in the order i, f, c, o along the rows of ``weight``; input channels come before hidden ones.
+    """
+    w_x, w_h = weight[:, : frames.shape[2]].chunk(4), weight[:, frames.shape[2] :].chunk(4)
+    (w_xi, w_xf, w_xc, w_xo), (w_hi, w_hf, w_hc, w_ho) = w_x, w_h
+    b_i, b_f, b_c, b_o = (part.view(1, -1, 1, 1) for part in bias.chunk(4))
+    w_ci, w_cf, w_co = peepholes
+    pad, outputs = weight.shape[-1] // 2, []
+
+    def star(kernel, field):
+        return F.conv2d(field, kernel, padding=pad) if field.shape[1] else 0
+
+    for x in frames:
+        i = torch.sigmoid(star(w_xi, x) + star(w_hi, hidden) + w_ci * cell + b_i)
+        f = torch.sigmoid(star(w_xf, x) + star(w_hf, hidden) + w_cf * cell + b_f)
+        cell = f * cell + i * torch.tanh(star(w_xc, x) + star(w_hc, hidden) + b_c)
+        o = torch.sigmoid(star(w_xo, x) + star(w_ho, hidden) + w_co * cell + b_o)
+        hidden = o * torch.tanh(cell)
+        outputs.append(hidden)
+    return torch.stack(outputs), cell
+
+
+@pytest.mark.parametrize("inputs", [INPUTS, 0])
+@pytest.mark.parametrize(
+    # float64 rounds at 1e-16, float32 at 6e-8; three steps of sums over 54 terms lose two digits of it, gradients,
+    # which sum over 60 cells too, three.
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 5e-5)],
+)
+def test_cell_and_its_gradients_are_equation_3(inputs, dtype, tolerance):
+    cell = make_cell(inputs=inputs, dtype=dtype)
+    frames = make_frames(dtype, inputs).requires_grad_()
+    start = tuple(torch.randn(2, HIDDEN, *SHAPE, dtype=dtype, requires_grad=True) for _ in range(2))
+    weigh = torch.randn(STEPS, 2, HIDDEN, *SHAPE, dtype=torch.float64)
+    leaves = [cell.gates.weight, cell.gates.bias, cell.peepholes.weight, frames, *start]
+    copies = [leaf.detach().double().requires_grad_() for leaf in leaves]
+
+    outputs, last = unroll(cell, frames if inputs else [None] * STEPS, start)
+    ((outputs * weigh).sum() + last.square().sum()).backward()
+    expected, expected_last = reference(*copies)
+    ((expected * weigh).sum() + expected_last.square().sum()).backward()
+
+    torch.testing.assert_close(outputs.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(last.double(), expected_last, rtol=tolerance, atol=tolerance)
+    for leaf, copy in zip(leaves, copies, strict=True):
+        if leaf.numel():
+            scale = copy.grad.abs().max()
+            torch.testing.assert_close(leaf.grad.double() / scale, copy.grad / scale, rtol=0, atol=tolerance)
+
+
+def test_gates_have_the_gradient_of_finite_differences():
+    torch.manual_seed(0)
+    gates, cell, weight = torch.randn(2, 8, 3, 2), torch.randn(2, 2, 3, 2), torch.randn(3, 2, 1, 1)
+    assert torch.autograd.gradcheck(_Gates.apply, [x.double().requires_grad_() for x in (gates, cell, weight)])
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_gates_have_a_gradient_when_one_of_their_results_is_not_used(used):
+    # The last step of a network throws the cell away, a network of one layer without outputs the hidden state.
+    inputs = [torch.randn(shape).double().requires_grad_() for shape in ((1, 8, 2, 2), (1, 2, 2, 2), (3, 2, 1, 1))]
+    assert torch.autograd.gradcheck(lambda *x: _Gates.apply(*x)[used], inputs)
+
+
+def test_gates_refuse_a_second_derivative_rather_than_giving_a_wrong_one():
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((1, 8, 2, 2), (1, 2, 2, 2), (3, 2, 1, 1))]
+    gradient = torch.autograd.grad(_Gates.apply(*inputs)[0].square().sum(), inputs[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="marked with @once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_autocast_stays_close_to_single_precision_and_keeps_the_memory_in_it():
+    # bfloat16 has 8 significant bits: operands and sums of the convolution are off by 2^-9 = 0.2 % each. Pre-activations
+    # of 5 or so, wrong by 0.01, meet slopes of at most 1/4 (sigmoid) and 1 (tanh, steep only near 0), so that a step may
+    # be wrong by about 0.01 where it is steepest; three steps add up. The mean over cells is ten times smaller.
+    cell, frames = make_cell(dtype=torch.float32), make_frames(torch.float32)
+    start = cell.initial_state(2, *SHAPE, frames)
+    exact, last = unroll(cell, frames, start)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, rounded = unroll(cell, frames, start)
+    assert (outputs.dtype, rounded.dtype) == (torch.bfloat16, torch.float32)
+    assert (outputs - exact).abs().max() < 0.03
+    assert (outputs - exact).abs().mean() < 0.003
+    assert (rounded - last).abs().mean() < 0.005
+
+
+def test_autocast_gradients_stay_close_to_those_of_single_precision():
+    # The same 0.2 % per rounding; of a whole gradient, in norm, errors of random sign leave about one per cent.
+    cell, frames = make_cell(dtype=torch.float32), make_frames(torch.float32)
+    start, gradients = cell.initial_state(2, *SHAPE, frames), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            outputs, last = unroll(cell, frames, start)
+        (outputs.float().square().sum() + last.square().sum()).backward()
+        gradients.append([parameter.grad.clone() for parameter in cell.parameters()])
+        cell.zero_grad()
+    for exact, rounded in zip(*gradients, strict=True):
+        assert rounded.dtype == torch.float32
+        assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+def test_a_cell_starts_with_an_open_forget_gate_and_closed_peepholes():
+    cell = ConvLSTMCell(1, 3)
+    assert cell.gates.bias.tolist() == [0] * 3 + [1] * 3 + [0] * 6
+    assert not cell.peepholes.weight.any()
+    hidden, memory = cell.initial_state(2, 4, 5, torch.ones(1, dtype=torch.float64))
+    assert hidden.shape == memory.shape == (2, 3, 4, 5)
+    assert hidden.dtype == torch.float64
+    assert not hidden.any()
+
+
+def test_the_memory_of_an_idle_cell_decays_by_its_forget_gate():
+    # Zero weights: c' = sigmoid(1) c + sigmoid(0) tanh(0) and h' = sigmoid(0) tanh(c').
+    cell = ConvLSTMCell(1, 2)
+    torch.nn.init.zeros_(cell.gates.weight)
+    memory = torch.randn(1, 2, 3, 3)
+    hidden, (_, following) = cell(torch.randn(1, 1, 3, 3), (torch.zeros_like(memory), memory))
+    torch.testing.assert_close(following, memory / (1 + torch.exp(torch.tensor(-1.0))))
+    torch.testing.assert_close(hidden, torch.tanh(following) / 2)
+
+
+def test_peepholes_count_one_weight_per_channel_and_gate():
+    assert Peepholes(5).weight.shape == (3, 5, 1, 1)
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+def test_a_network_has_the_parameters_that_the_equations_need(feedback):
+    # Per layer 4 h (in + h) k^2 weights, 4 h biases, 3 h peepholes; readout h k^2 + 1 per channel.
+    h, k, channels = 6, 5, 2
+    inputs = [channels, h, channels if feedback else 0, h]
+    expected = sum(4 * h * (n + h) * k**2 + 7 * h for n in inputs) + channels * (h * k**2 + 1)
+    network = convlstm(channels=channels, hidden=h, layers=2, kernel=k, feedback=feedback)
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected
+
+
+def test_what_cannot_be_a_cell_is_refused():
+    with pytest.raises(ValueError, match="kernel must be odd, so that the grid keeps its size, got 4"):
+        convlstm(hidden=2, kernel=4)
+    with pytest.raises(ValueError, match="hidden must be at least 1, got 0"):
+        convlstm(hidden=0)
+    with pytest.raises(ValueError, match="as many layers, 1 or more, got 0 and 0"):
+        convlstm(hidden=2, layers=0)

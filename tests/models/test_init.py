@@ -1,0 +1,43 @@
+import pytest
+
+from climapred.models import MODELS, build_model
+from climapred.models.recurrent import EncoderForecaster
+
+SIZE = {"height": 4, "width": 5, "hidden": 3}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_built_with_or_without_more_than_its_grid(name):
+    network = build_model(name, channels=2, layers=1, feedback=True, **SIZE)
+    assert isinstance(network, EncoderForecaster)
+    assert network.channels == 2
+    assert len(network.encoder) == len(network.forecaster) == 1
+
+
+def test_a_model_without_grid_ignores_it():
+    with_grid, without = build_model("convlstm", **SIZE), build_model("convlstm", hidden=3)
+    assert repr(with_grid) == repr(without)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [("hidden", "64", "int"), ("hidden", 8.0, "int"), ("layers", True, "int"), ("feedback", "no", "bool")],
+)
+def test_options_of_another_type_are_refused(option, value, wanted):
+    # A text is true, and true is 1: without a check these would build another network than the one that was meant.
+    with pytest.raises(ValueError, match=f"option {option} of model 'convlstm' must be {wanted}, got {value!r}"):
+        build_model("convlstm", **{option: value})
+
+
+def test_errors_list_what_is_known():
+    with pytest.raises(ValueError, match=r"unknown model 'lstm'; known models: convlstm, ls_ntp"):
+        build_model("lstm")
+    options = "height, width, channels, hidden, layers, kernel, embedding, feedback"
+    with pytest.raises(ValueError, match=rf"model 'ls_ntp' has no option depth, gates; its options: {options}"):
+        build_model("ls_ntp", gates=4, depth=1, **SIZE)
+    with pytest.raises(ValueError, match="model 'convlstm' has no option embedding"):
+        build_model("convlstm", embedding=4, **SIZE)
+    with pytest.raises(ValueError, match=r"model 'ls_ntp' needs height, width$"):
+        build_model("ls_ntp", hidden=3)
+    with pytest.raises(ValueError, match=r"model 'ls_ntp' needs height$"):
+        build_model("ls_ntp", width=3)

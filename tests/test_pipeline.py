@@ -1,0 +1,395 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from rich.console import Console
+
+from climapred import pipeline
+from climapred.data.store import open_statistics, open_store
+from climapred.learning.artefact import load_model
+from climapred.recipe import RecipeError, load_recipe
+from climapred.results.cf import check_cf
+from climapred.testing import synthetic_temperature, write_ncep
+
+BUILD = ["sample", "tensors", "statistics"]
+TRAIN = ["train graph", "train conv"]
+FORECAST = ["forecast graph", "forecast conv", "forecast damped"]
+ALL = [*BUILD, *TRAIN, *FORECAST, "scores", "maps"]
+
+
+def run(tiny, *overrides, **options) -> list[str]:
+    return pipeline.run(tiny.recipe, tiny.out, overrides=overrides, console=Console(quiet=True), **options)
+
+
+def journal(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of every file and folder."""
+    stats = {str(path.relative_to(folder)): path.stat() for path in folder.rglob("*")}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in out.glob("models/*/model.safetensors")}
+
+
+# What a run writes
+
+
+def test_a_run_writes_what_the_house_says(finished_run):
+    files = {str(path.relative_to(finished_run.out)) for path in finished_run.out.rglob("*")}
+    assert files >= {
+        "recipe.yaml",
+        "tensors.zarr",
+        "models/graph/model.safetensors",
+        "models/graph/model.json",
+        "models/graph/log.csv",
+        "models/graph/checkpoints",
+        "models/conv/model.safetensors",
+        "forecasts/graph.nc",
+        "forecasts/conv.nc",
+        "forecasts/damped.nc",
+        "scores.nc",
+        "scores.csv",
+        "correlations/graph.nc",
+        "maps/scores.png",
+        "maps/mae.png",
+        "maps/forecast_graph_20011011T12.png",
+        "maps/forecast_conv_20011011T12.png",
+        "maps/correlation_graph_40N_260E.png",
+        "journal.jsonl",
+    }
+    assert not {name for name in files if name.endswith((".partial", ".tmp", ".old"))}
+    assert "correlations/conv.nc" not in files
+
+
+def test_the_recipe_is_kept_with_every_default(finished_run):
+    kept = load_recipe(finished_run.out / "recipe.yaml")
+    assert kept == load_recipe(finished_run.recipe)
+    assert "weight_decay" in (finished_run.out / "recipe.yaml").read_text()
+
+
+def test_the_journal_says_what_was_done(finished_run):
+    rows = journal(finished_run.out)
+    assert [row["unit"] for row in rows if "finished" in row] == ALL
+    assert [row["unit"] for row in rows if "begun" in row] == ALL
+    tensors = next(row for row in rows if row["unit"] == "tensors" and "finished" in row)
+    assert [file["name"] for file in tensors["inputs"]] == ["air.sig995.2001.nc"]
+    assert all((finished_run.out / path).exists() for row in rows for path in row.get("outputs", ()))
+
+
+@pytest.mark.parametrize("name", ["forecasts/graph.nc", "forecasts/damped.nc", "correlations/graph.nc"])
+def test_files_follow_cf(finished_run, name):
+    assert check_cf(finished_run.out / name) == []
+
+
+def test_tensors_and_statistics(finished_run):
+    fields = open_store(finished_run.out / "tensors.zarr")
+    assert dict(fields.sizes) == {"time": 1460, "latitude": 6, "longitude": 12}
+    training = fields["air"].sel(time=slice(None, "2001-08-31")).astype(np.float64)
+    known = open_statistics(finished_run.out / "tensors.zarr")
+    assert known.attrs["training_stop"].startswith("2001-08-31T18")
+    np.testing.assert_allclose(known["mean"].item(), training.mean().item())
+    np.testing.assert_allclose(known["std"].item(), training.std().item())
+
+
+def test_scores_are_three_lines_of_xarray(finished_run):
+    table = pd.read_csv(finished_run.out / "scores.csv").set_index(["model", "lead_hours"])
+    truth = open_store(finished_run.out / "tensors.zarr")["air"].astype(np.float64)
+    for name in ("graph", "conv", "damped"):
+        forecast = xr.open_dataset(finished_run.out / "forecasts" / f"{name}.nc")
+        assert forecast.sizes["forecast_reference_time"] == 19  # 364 windows of 92 days, every 20th
+        error = forecast["air"] - truth.sel(time=forecast["time"]).drop_vars("time")
+        for lead in range(2):
+            of_lead, row = error.isel(forecast_period=lead).values, table.loc[name, 6 * (lead + 1)]
+            expected = [abs(of_lead).mean(), np.sqrt((of_lead**2).mean()), of_lead.mean()]
+            # float32 against float64 means: 1e-6 of values of a few kelvin
+            np.testing.assert_allclose(row[["mae", "rmse", "bias"]].astype(float), expected, rtol=1e-5, atol=1e-6)
+            edges = np.clip(np.arange(15, 76, 10), -90, 90)
+            area = np.diff(np.sin(np.radians(edges)))[:, None] / 12 / (np.sin(np.radians(75)) - np.sin(np.radians(15)))
+            np.testing.assert_allclose(row["mae_area"], (abs(of_lead).mean(axis=0) * area).sum(), rtol=1e-5)
+
+
+def test_baselines_are_scored_on_the_same_windows(finished_run):
+    table = pd.read_csv(finished_run.out / "scores.csv")
+    assert table.columns.tolist() == [
+        *("model", "lead_hours", "mae", "rmse", "bias", "mae_area", "rmse_area", "bias_area"),
+        *("skill_persistence", "skill_climatology", "skill_damped"),
+    ]
+    assert table["model"].unique().tolist() == ["graph", "conv", "persistence", "climatology", "damped"]
+    assert table.groupby("model")["lead_hours"].apply(list).map(tuple).unique().tolist() == [(6.0, 12.0)]
+    truth = open_store(finished_run.out / "tensors.zarr")["air"].astype(np.float64)
+    starts = xr.open_dataset(finished_run.out / "forecasts/graph.nc")["forecast_reference_time"].values
+    for hours in (6, 12):
+        later = truth.sel(time=starts + np.timedelta64(hours, "h")).values
+        row = table[(table["model"] == "persistence") & (table["lead_hours"] == hours)]
+        np.testing.assert_allclose(row["mae"].item(), abs(truth.sel(time=starts).values - later).mean(), rtol=1e-6)
+
+
+def test_forecasts_see_no_test_frame_of_the_future(finished_run):
+    """The first start is the third frame of the test period: all frames that the model sees lie inside it."""
+    starts = xr.open_dataset(finished_run.out / "forecasts/graph.nc")["forecast_reference_time"].values
+    assert starts[0] == np.datetime64("2001-10-01T12")
+    assert (np.diff(starts) == np.timedelta64(20 * 6, "h")).all()
+
+
+def test_the_report_shows_scores_and_files(finished_run):
+    text = pipeline.report(finished_run.out)
+    assert text.splitlines()[0].split()[:3] == ["model", "mae", "rmse"]
+    for name in ("graph", "conv", "persistence", "climatology", "damped", "forecasts/graph.nc", "maps/scores.png"):
+        assert name in text
+
+
+# What a second run does
+
+
+def test_a_second_run_touches_nothing(tiny_run):
+    before = snapshot(tiny_run.out)
+    assert run(tiny_run) == []
+    assert snapshot(tiny_run.out) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "until", "redone"),
+    [
+        ("maps.points=[[50, 250]]", None, ["maps"]),
+        ("models.1.options.hidden=3", None, ["train conv", "forecast conv", "scores", "maps"]),
+        ("training.learning_rate=1e-3", "evaluate", [*TRAIN, "forecast graph", "forecast conv", "scores"]),
+        ("forecast.stride=40", "evaluate", [*FORECAST, "scores"]),
+        ("forecast.baselines=[damped, persistence]", None, ["forecast persistence"]),
+        ("split.validation=2001-09-05", "evaluate", ["statistics", *TRAIN, *FORECAST, "scores"]),
+        ("climatology.daily=1", "build", ["statistics"]),
+        ("grid.method=bilinear", "build", ["tensors", "statistics"]),
+        ("source.sample.seed=1", "build", BUILD),
+        ("title=Another", "evaluate", [*FORECAST, "scores"]),  # it stands in the files
+    ],
+)
+def test_a_changed_key_redoes_what_depends_on_it(tiny_run, override, until, redone):
+    tensors = snapshot(tiny_run.out / "tensors.zarr" / "air")
+    assert run(tiny_run, override, until=until) == redone
+    assert ("tensors" in redone) == (snapshot(tiny_run.out / "tensors.zarr" / "air") != tensors)
+    assert run(tiny_run, override, until=until) == []
+
+
+def test_changed_and_changed_back(tiny_run, finished_run):
+    run(tiny_run, "models.1.options.hidden=3", until="evaluate")
+    assert (tiny_run.out / "scores.csv").read_bytes() != (finished_run.out / "scores.csv").read_bytes()
+    assert run(tiny_run, until="evaluate") == ["train conv", "forecast conv", "scores"]
+    assert (tiny_run.out / "scores.csv").read_bytes() == (finished_run.out / "scores.csv").read_bytes()
+    assert weights(tiny_run.out) == weights(finished_run.out)
+
+
+def test_a_model_that_loses_its_adjacency_loses_its_correlations(tiny_run):
+    overrides = ("models.0.architecture=convlstm", "models.0.options={hidden: 4}")
+    assert run(tiny_run, *overrides) == ["train graph", "forecast graph", "scores", "maps"]
+    assert not (tiny_run.out / "correlations/graph.nc").exists()
+    assert not list((tiny_run.out / "maps").glob("correlation*"))
+
+
+def test_changed_files_are_built_again(tmp_path):
+    fields = synthetic_temperature(periods=1460).fields
+    path = write_ncep(fields, tmp_path)[0]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"name: files\nsource: {{path: {path}, variables: air}}\nsplit: {{validation: 0.6, test: 0.8}}\n"
+        "models: [{name: conv, architecture: convlstm, options: {hidden: 4}}]\n"
+    )
+
+    def build() -> list[str]:
+        return pipeline.run(recipe, tmp_path / "out", until="build", console=Console(quiet=True))
+
+    assert build() == ["tensors", "statistics"]
+    assert build() == []
+    write_ncep(fields + 1, tmp_path)
+    assert build() == ["tensors", "statistics"]
+    np.testing.assert_allclose(open_store(tmp_path / "out/tensors.zarr")["air"][0], fields["t2m"][0] + 1, atol=0.01)
+
+
+def test_until(tiny_recipe, finished_run):
+    assert run(tiny_recipe, until="build") == BUILD
+    assert sorted(path.name for path in tiny_recipe.out.iterdir()) == [
+        *(".lock", "journal.jsonl", "recipe.yaml", "sample", "tensors.zarr")
+    ]
+    assert run(tiny_recipe, until="build") == []
+    assert run(tiny_recipe, until="train") == TRAIN
+    assert weights(tiny_recipe.out) == weights(finished_run.out)
+    with pytest.raises(ValueError, match="until must be one of build, train, forecast, evaluate, maps, got 'tain'"):
+        run(tiny_recipe, until="tain")
+
+
+def test_restart(tiny_run):
+    assert run(tiny_run, restart=True, until="build") == BUILD
+    names = {path.name for path in tiny_run.out.iterdir()}
+    assert names == {".lock", "journal.jsonl", "recipe.yaml", "sample", "tensors.zarr"}
+    assert [row["unit"] for row in journal(tiny_run.out) if "finished" in row] == BUILD
+
+
+@pytest.mark.parametrize(
+    ("removed", "redone"),
+    [
+        ("maps", ["maps"]),
+        ("scores.csv", ["scores"]),
+        ("forecasts/conv.nc", ["forecast conv"]),
+        ("models/conv/model.json", ["train conv"]),
+        ("models/conv", ["train conv"]),
+        ("tensors.zarr/statistics", ["statistics"]),
+        ("tensors.zarr", ["tensors", "statistics"]),
+        ("sample", ["sample"]),
+    ],
+)
+def test_a_removed_output_is_made_again(tiny_run, finished_run, removed, redone):
+    path = tiny_run.out / removed
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert run(tiny_run) == redone
+    assert path.exists()
+    assert weights(tiny_run.out) == weights(finished_run.out)
+    assert (tiny_run.out / "scores.csv").read_bytes() == (finished_run.out / "scores.csv").read_bytes()
+    assert run(tiny_run) == []
+
+
+def test_what_was_begun_and_not_finished_is_done_again(tiny_run):
+    """A kill while another recipe replaced the tensors: the old fingerprint no longer says what the folder holds."""
+    with (tiny_run.out / "journal.jsonl").open("a") as stream:
+        stream.write('{"begun": "2030-01-01T00:00:00+00:00", "unit": "tensors"}\n')
+    assert run(tiny_run) == ["tensors", "statistics"]
+    assert run(tiny_run) == []
+
+
+def test_a_journal_line_cut_short_does_not_count(tiny_run):
+    with (tiny_run.out / "journal.jsonl").open("a") as stream:
+        stream.write('{"finished": "2030-01-01", "unit": "ma')
+    assert run(tiny_run) == []
+    shutil.rmtree(tiny_run.out / "maps")
+    assert run(tiny_run) == ["maps"]
+    assert run(tiny_run) == []
+    assert (tiny_run.out / "journal.jsonl").read_text().count("\n") == len(ALL) * 2 + 3
+
+
+def test_the_artefact_forecasts_what_the_file_holds(tiny_run):
+    """The trained model, opened on its own, gives the run's forecasts again."""
+    from climapred.learning.forecast import forecast
+
+    model = load_model(tiny_run.out / "models/graph")
+    stored = xr.open_dataset(tiny_run.out / "forecasts/graph.nc")
+    starts = stored["forecast_reference_time"].values[:3]
+    again = forecast(model, open_store(tiny_run.out / "tensors.zarr"), starts, precision="float32")
+    np.testing.assert_allclose(again["air"], stored["air"][:3], rtol=0, atol=1e-4)
+
+
+# What stops a run
+
+
+def test_two_runs_in_one_folder(tiny_run):
+    import fcntl
+
+    with (tiny_run.out / ".lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        before = snapshot(tiny_run.out)
+        with pytest.raises(RuntimeError, match="another run works in .*out; wait for it, or choose another --out"):
+            run(tiny_run, restart=True)
+        assert snapshot(tiny_run.out) == before
+    assert run(tiny_run) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["split.validation=2005-01-01"], r"tiny.yaml, line 8: split: training, validation and test must each hold"),
+        (["split.test=2001-09-01"], r"line 8: split: .* leave 972, 0 and 488 of the times 2001-01-01T00 to 2001-12"),
+        (["split.test=soon"], "line 8: split: test must be a date such as 2013-12-11 or a share such as 0.8, got 'soo"),
+        (["window.history=200"], r"line 8: split: the validation period holds 120 of 1460 times and no window of 202"),
+        (["grid.region=[20, 70, 0, 20]"], r"line 6: grid: no point of the target lies in the source"),
+        (["grid.region=[0, 70, 180, 290]"], r"line 6: grid: .* leaves 2 of 8 latitudes without data, such as 0: the d"),
+        (["grid.region=[20, 80, 180, 290]", "grid.method=bilinear"], r"the bilinear regridding leaves 1 of 7 latitudes"),
+        (["grid.spacing=7"], r"line 6: grid: spacing 7.0 must divide the range 20.0..70.0"),
+        (["models.0.architecture=lstm"], r"line 10: models.0: unknown model 'lstm'; known models: convlstm, ls_ntp"),
+        (["models.0.options.heads=2"], r"line 10: models.0: model 'ls_ntp' has no option heads; its options: height"),
+        (["models.0.options.hidden=many"], r"line 10: models.0: .*"),
+        (["models.1.options.channels=2"], r"line 13: models.1: .*channels"),
+        (["maps.start_times=2001-03-01"], r"line 18: maps.start_times: 2001-03-01 is not a start of a test forecast"),
+        (["maps.start_times=[noon]"], r"line 18: maps.start_times: .*noon"),
+        (["maps.leads_hours=[6, 7]"], r"line 18: maps.leads_hours: 7 is not a lead .*; those are \[6.0, 12.0\]"),
+        (["maps.points=[[51.5, 0]]"], r"line 18: maps.points: 51.5, 0 lies outside Grid\(6 x 12"),
+        (["source={path: nowhere.nc, variables: air}"], r"line 3: source: no file matches 'nowhere.nc'"),
+        (["source={path: tiny.yaml, variables: air}"], r"line 3: source: .* neither GRIB, NetCDF nor Zarr"),
+    ],
+)
+def test_check_names_file_line_and_key(finished_run, tmp_path, monkeypatch, overrides, message):
+    monkeypatch.chdir(finished_run.recipe.parent)
+    with pytest.raises(RecipeError, match=message):
+        pipeline.run(finished_run.recipe, tmp_path / "out", overrides=overrides, console=Console(quiet=True))
+    assert not (tmp_path / "out").exists()  # nothing is written before all is checked
+
+
+# What a kill leaves
+
+CHILD = (
+    "import sys; from climapred import pipeline; from rich.console import Console; "
+    "pipeline.run(sys.argv[1], sys.argv[2], console=Console(quiet=True))"
+)
+
+
+def begun(unit):
+    def reached(out: Path) -> bool:
+        path = out / "journal.jsonl"
+        return path.exists() and any('"begun"' in row and f'"{unit}"' in row for row in path.read_text().splitlines())
+
+    return reached
+
+
+def kill_when(tiny, reached) -> None:
+    child = subprocess.Popen([sys.executable, "-c", CHILD, *map(str, tiny)], stderr=subprocess.PIPE)
+    while not reached(tiny.out):
+        assert child.poll() is None, child.stderr.read().decode()
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage(tiny_recipe, finished_run):
+    """Killed once in each stage, each time gone on with: the same weights and scores, bit for bit."""
+    out = tiny_recipe.out
+    finished = {}
+    for stage, reached in {
+        "tensors": begun("tensors"),
+        "statistics": begun("statistics"),
+        "train": lambda out: (out / "models/graph/checkpoints/last.ckpt").exists(),  # one of two epochs is done
+        "forecast": begun("forecast conv"),
+        "evaluate": begun("scores"),
+        "maps": lambda out: any((out / "maps.partial").glob("*.png")),
+    }.items():
+        kill_when(tiny_recipe, reached)
+        finished[stage] = [row["unit"] for row in journal(out) if "finished" in row]
+        assert not (out / "maps").exists()
+        assert (out / "models/graph/model.json").exists() == (stage not in ("tensors", "statistics", "train"))
+    assert finished == {
+        "tensors": ALL[:1],
+        "statistics": ALL[:2],
+        "train": ALL[:3],
+        "forecast": ALL[:6],
+        "evaluate": ALL[:8],
+        "maps": ALL[:9],
+    }
+    assert run(tiny_recipe) == ["maps"]
+    assert weights(out) == weights(finished_run.out)
+    assert (out / "scores.csv").read_bytes() == (finished_run.out / "scores.csv").read_bytes()
+    xr.testing.assert_equal(open_store(out / "tensors.zarr"), open_store(finished_run.out / "tensors.zarr"))
+    logs = [pd.read_csv(each / "models/graph/log.csv").drop(columns="seconds") for each in (out, finished_run.out)]
+    pd.testing.assert_frame_equal(*logs)
+    assert sorted(path.name for path in (out / "maps").iterdir()) == sorted(
+        path.name for path in (finished_run.out / "maps").iterdir()
+    )
+    assert run(tiny_recipe) == []
