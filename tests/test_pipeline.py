@@ -296,7 +296,7 @@ def test_two_runs_in_one_folder(tiny_run):
     with (tiny_run.out / ".lock").open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         before = snapshot(tiny_run.out)
-        with pytest.raises(RuntimeError, match="another run works in .*out; wait for it, or choose another --out"):
+        with pytest.raises(RuntimeError, match=r"another run works in .*out; wait for it, or choose another --out"):
             run(tiny_run, restart=True)
         assert snapshot(tiny_run.out) == before
     assert run(tiny_run) == []
@@ -311,12 +311,16 @@ def test_two_runs_in_one_folder(tiny_run):
         (["window.history=200"], r"line 8: split: the validation period holds 120 of 1460 times and no window of 202"),
         (["grid.region=[20, 70, 0, 20]"], r"line 6: grid: no point of the target lies in the source"),
         (["grid.region=[0, 70, 180, 290]"], r"line 6: grid: .* leaves 2 of 8 latitudes without data, such as 0: the d"),
-        (["grid.region=[20, 80, 180, 290]", "grid.method=bilinear"], r"the bilinear regridding leaves 1 of 7 latitudes"),
+        (
+            ["grid.region=[20, 80, 180, 290]", "grid.method=bilinear"],
+            r"the bilinear regridding leaves 1 of 7 latitudes",
+        ),
         (["grid.spacing=7"], r"line 6: grid: spacing 7.0 must divide the range 20.0..70.0"),
         (["models.0.architecture=lstm"], r"line 10: models.0: unknown model 'lstm'; known models: convlstm, ls_ntp"),
         (["models.0.options.heads=2"], r"line 10: models.0: model 'ls_ntp' has no option heads; its options: height"),
-        (["models.0.options.hidden=many"], r"line 10: models.0: .*"),
-        (["models.1.options.channels=2"], r"line 13: models.1: .*channels"),
+        (["models.0.options.hidden=many"], r"line 10: models.0: option hidden .* must be int, got 'many'"),
+        (["models.0.options.hidden=0"], r"line 10: models.0: hidden must be at least 1, got 0"),
+        (["models.1.options.channels=2"], r"line 15: models.1.options: channels: these follow from the data"),
         (["maps.start_times=2001-03-01"], r"line 18: maps.start_times: 2001-03-01 is not a start of a test forecast"),
         (["maps.start_times=[noon]"], r"line 18: maps.start_times: .*noon"),
         (["maps.leads_hours=[6, 7]"], r"line 18: maps.leads_hours: 7 is not a lead .*; those are \[6.0, 12.0\]"),

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,15 @@ class Source:
 
     def open(self) -> xr.Dataset:
         """Return the harmonised fields, lazily."""
-        return _open(self, _stamp(self))
+        with _opening:
+            return _open(self, _stamp(self))
 
     def identity(self) -> list[dict[str, Any]]:
         """Return name, size and modification time of every file."""
         return source_identity(list(self.paths))
+
+
+_opening = Lock()  # netCDF4 crashes when two threads open files at once; reading is guarded by xarray
 
 
 @lru_cache(maxsize=4)

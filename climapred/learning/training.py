@@ -207,14 +207,9 @@ def fit(
     """
     checkpoints = folder / "checkpoints"
     last = _own_checkpoint(checkpoints, {"identity": identity, "training": asdict(training)})
-    best = MovableCheckpoint(
-        checkpoints,
-        "best",
-        monitor="validation_mae",
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-    )
-    newest = MovableCheckpoint(checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+    kept = {"enable_version_counter": False, "save_on_train_epoch_end": True}
+    best = MovableCheckpoint(checkpoints, "best", monitor="validation_mae", **kept)
+    newest = MovableCheckpoint(checkpoints, "last", **kept)
     callbacks: list[Callback] = [LossLog(folder / "log.csv"), best, newest]
     if show_progress:
         callbacks.append(TQDMProgressBar(refresh_rate=5))
