@@ -110,15 +110,15 @@ def build_store(
         )
         journal.write_text(json.dumps({"plan": plan, "chunk": layout.chunk, "shard": layout.shard}) + "\n")
     regions = layout.regions(len(times))
-    todo = [region for region in regions if region[0] not in written]
-    progress(len(regions) - len(todo), len(regions))
+    remaining = [region for region in regions if region[0] not in written]
+    progress(len(regions) - len(remaining), len(regions))
     with _client(scheduler, workers) as client, journal.open("a") as log:
-        futures = [client.submit(_write_shard, source, regridder, path, *region, pure=False) for region in todo]
+        futures = [client.submit(_write_shard, source, regridder, path, *region, pure=False) for region in remaining]
         for count, (_, row) in enumerate(as_completed(futures, with_results=True), start=1):
             log.write(json.dumps(row) + "\n")
             log.flush()
             written[row["start"]] = row
-            progress(len(regions) - len(todo) + count, len(regions))
+            progress(len(regions) - len(remaining) + count, len(regions))
     checksums = {str(start): written[start]["sha256"] for start in sorted(written)}
     finish_store(path, {"shards_sha256": checksums})
     journal.unlink()
