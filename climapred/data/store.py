@@ -73,7 +73,7 @@ def create_store(
     coordinates = xr.Dataset(
         coords={"time": ("time", times, {"standard_name": "time", "axis": "T"}), **grid.coordinates()}
     )
-    coordinates.attrs = {**attributes, "climapred_format": FORMAT}
+    coordinates.attrs = {**attributes, "variables": list(variables), "climapred_format": FORMAT}
     encoding = {"time": {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian", "dtype": "int64"}}
     coordinates.to_zarr(partial, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
     group = zarr.open_group(partial, mode="r+")
@@ -124,7 +124,7 @@ def finish_store(path: Path, attributes: Mapping[str, Any]) -> None:
 
 
 def open_store(path: str | Path) -> xr.Dataset:
-    """Open a finished store lazily: dims (time, latitude, longitude), physical units.
+    """Open a finished store lazily: dims (time, latitude, longitude), physical units, variables in the order of the build.
 
     Raises:
         FileNotFoundError: if there is none; the message says whether one is under construction.
@@ -138,7 +138,7 @@ def open_store(path: str | Path) -> xr.Dataset:
     dataset = xr.open_zarr(path, consolidated=False, chunks=None)
     if (found := dataset.attrs.get("climapred_format")) != FORMAT:
         raise ValueError(f"{path} has store format {found!r}, this climapred reads {FORMAT}; build it again")
-    return dataset
+    return dataset[dataset.attrs["variables"]]  # Zarr lists the arrays of a group in any order
 
 
 def write_statistics(path: Path, statistics: xr.Dataset) -> None:

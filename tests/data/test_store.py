@@ -188,3 +188,9 @@ def test_statistics_travel_in_the_store(tmp_path):
     opened = open_store(path)
     assert list(opened.data_vars) == ["air"]  # they are a group of their own
     np.testing.assert_array_equal(opened["air"].values, values["air"])
+
+
+@pytest.mark.parametrize("names", [("air", "msl", "t2m", "u10"), ("u10", "t2m", "msl", "air")])
+def test_variables_keep_the_order_of_the_build(tmp_path, small, names):
+    build(tmp_path / "a.zarr", make_values(names), source="a test")
+    assert [tuple(open_store(tmp_path / "a.zarr").data_vars) for _ in range(10)] == [names] * 10
