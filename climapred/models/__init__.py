@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from climapred.models.convlstm import convlstm
@@ -26,9 +26,7 @@ def build_model(name: str, **options: Any) -> EncoderForecaster:
     >>> build_model("convlstm", channels=1, hidden=8, height=24, width=48).readout
     Conv2d(8, 1, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
-    known = inspect.signature(MODELS[name]).parameters
+    known = _parameters(name)
     if unknown := set(options) - set(known) - set(_GRID):
         raise ValueError(f"model {name!r} has no option {', '.join(sorted(unknown))}; its options: {', '.join(known)}")
     required = {key for key, parameter in known.items() if parameter.default is parameter.empty}
@@ -38,3 +36,18 @@ def build_model(name: str, **options: Any) -> EncoderForecaster:
         if key in options and type(options[key]) is not wanted:
             raise ValueError(f"option {key} of model {name!r} must be {wanted.__name__}, got {options[key]!r}")
     return MODELS[name](**{key: value for key, value in options.items() if key in known})
+
+
+def grid_bound(name: str) -> bool:
+    """Return whether the weights of a model belong to the points of one grid, so that they fit no other.
+
+    >>> grid_bound("ls_ntp"), grid_bound("convlstm")
+    (True, False)
+    """
+    return bool(set(_GRID) & set(_parameters(name)))
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
+    return inspect.signature(MODELS[name]).parameters

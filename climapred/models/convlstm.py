@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from climapred.models.recurrent import EncoderForecaster, State
+from climapred.models.recurrent import EncoderForecaster, State, stacked
 
 
 class _Gates(torch.autograd.Function):
@@ -114,13 +114,20 @@ def _start_remembering(gates: nn.Conv2d, hidden: int) -> None:
 
 
 def convlstm(
-    *, channels: int = 1, hidden: int = 64, layers: int = 2, kernel: int = 3, feedback: bool = False
+    *,
+    channels: int = 1,
+    forcings: int = 0,
+    hidden: int = 64,
+    layers: int = 2,
+    kernel: int = 3,
+    feedback: bool = False,
+    one_pass: bool = False,
 ) -> EncoderForecaster:
-    """Return a ConvLSTM encoder-forecaster (Shi et al. 2015, Fig. 3) of ``layers`` cells with ``hidden`` channels each.
+    """Return a ConvLSTM of ``layers`` cells with ``hidden`` channels each.
 
-    ``feedback=True``: the forecaster eats its last forecast (the paper's conditional form); else it has no input.
+    By default the encoder-forecaster of Shi et al. (2015), Fig. 3, whose forecaster has no input. ``feedback=True``: the
+    forecaster eats its last forecast (the paper's conditional form). ``one_pass=True``: one stack of cells reads and then
+    goes on with its own forecasts (the form of PredRNN's code, Wang et al. 2017).
     """
-    encoder = [ConvLSTMCell(hidden if layer else channels, hidden, kernel) for layer in range(layers)]
-    first = channels if feedback else 0
-    forecaster = [ConvLSTMCell(hidden if layer else first, hidden, kernel) for layer in range(layers)]
-    return EncoderForecaster(encoder, forecaster, channels=channels, kernel=kernel)
+    sizes: Any = {"channels": channels, "forcings": forcings, "hidden": hidden, "layers": layers, "kernel": kernel}
+    return stacked(ConvLSTMCell, feedback=feedback, one_pass=one_pass, **sizes)

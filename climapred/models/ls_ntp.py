@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from climapred.models.adjacency import LearnedAdjacency, mix
 from climapred.models.convlstm import ConvLSTMCell, joined
-from climapred.models.recurrent import EncoderForecaster, State
+from climapred.models.recurrent import EncoderForecaster, State, stacked
 
 
 class NodeAttention(nn.Module):
@@ -53,19 +53,19 @@ def ls_ntp(
     height: int,
     width: int,
     channels: int = 1,
+    forcings: int = 0,
     hidden: int = 64,
     layers: int = 2,
     kernel: int = 3,
     embedding: int = 128,
     feedback: bool = False,
+    one_pass: bool = False,
 ) -> EncoderForecaster:
     """Return LS-NTP for a grid of ``height`` x ``width`` points: LS-ConvLSTM cells that share one learned adjacency.
 
     Apart from the paper's code: gates without the ReLU that would hold them at 0.5 or more, a bias, and no weights on the
-    forecaster's input, which is zero there.
+    forecaster's input, which is zero there. ``feedback`` and ``one_pass``: see ``convlstm``.
     """
-    encoder = [LSConvLSTMCell(hidden if layer else channels, hidden, kernel) for layer in range(layers)]
-    first = channels if feedback else 0
-    forecaster = [LSConvLSTMCell(hidden if layer else first, hidden, kernel) for layer in range(layers)]
+    sizes: Any = {"channels": channels, "forcings": forcings, "hidden": hidden, "layers": layers, "kernel": kernel}
     adjacency = LearnedAdjacency(height * width, embedding)
-    return EncoderForecaster(encoder, forecaster, channels=channels, kernel=kernel, shared=adjacency)
+    return stacked(LSConvLSTMCell, **sizes, feedback=feedback, one_pass=one_pass, shared=adjacency)

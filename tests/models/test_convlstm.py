@@ -155,13 +155,23 @@ def test_peepholes_count_one_weight_per_channel_and_gate():
     assert Peepholes(5).weight.shape == (3, 5, 1, 1)
 
 
-@pytest.mark.parametrize("feedback", [False, True])
-def test_a_network_has_the_parameters_that_the_equations_need(feedback):
-    # Per layer 4 h (in + h) k^2 weights, 4 h biases, 3 h peepholes; readout h k^2 + 1 per channel.
-    h, k, channels = 6, 5, 2
-    inputs = [channels, h, channels if feedback else 0, h]
+@pytest.mark.parametrize(
+    ("form", "first"),
+    # input channels of the first layer of each stack: of the frame, and of what the forecaster eats
+    [
+        ({}, [5, 0]),
+        ({"feedback": True}, [5, 5]),
+        ({"one_pass": True}, [5]),
+        ({"one_pass": True, "feedback": True}, [5]),
+    ],
+)
+def test_a_network_has_the_parameters_that_the_equations_need(form, first):
+    # Per layer 4 h (in + h) k^2 weights, 4 h biases, 3 h peepholes; readout h k^2 + 1 per channel. Forcings are eaten,
+    # but not forecast.
+    h, k, channels, forcings = 6, 5, 2, 3
+    inputs = [size for frame in first for size in (frame, h)]
     expected = sum(4 * h * (n + h) * k**2 + 7 * h for n in inputs) + channels * (h * k**2 + 1)
-    network = convlstm(channels=channels, hidden=h, layers=2, kernel=k, feedback=feedback)
+    network = convlstm(channels=channels, forcings=forcings, hidden=h, layers=2, kernel=k, **form)
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from climapred.models import MODELS, build_model
+from climapred.models import MODELS, build_model, grid_bound
 from climapred.models.recurrent import EncoderForecaster
 
 SIZE = {"height": 4, "width": 5, "hidden": 3}
@@ -19,6 +19,22 @@ def test_a_model_without_grid_ignores_it():
     assert repr(with_grid) == repr(without)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_that_are_not_bound_to_a_grid_fit_any(name):
+    small, large = (
+        {key: tensor.shape for key, tensor in build_model(name, hidden=3, height=height, width=5).state_dict().items()}
+        for height in (4, 6)
+    )
+    assert (small != large) == grid_bound(name)
+
+
+def test_a_grid_bound_model_must_be_known():
+    assert grid_bound("ls_ntp")
+    assert not grid_bound("convlstm")
+    with pytest.raises(ValueError, match=r"unknown model 'lstm'; known models: convlstm, ls_ntp"):
+        grid_bound("lstm")
+
+
 @pytest.mark.parametrize(
     ("option", "value", "wanted"),
     [("hidden", "64", "int"), ("hidden", 8.0, "int"), ("layers", True, "int"), ("feedback", "no", "bool")],
@@ -32,7 +48,7 @@ def test_options_of_another_type_are_refused(option, value, wanted):
 def test_errors_list_what_is_known():
     with pytest.raises(ValueError, match=r"unknown model 'lstm'; known models: convlstm, ls_ntp"):
         build_model("lstm")
-    options = "height, width, channels, hidden, layers, kernel, embedding, feedback"
+    options = "height, width, channels, forcings, hidden, layers, kernel, embedding, feedback, one_pass"
     with pytest.raises(ValueError, match=rf"model 'ls_ntp' has no option depth, gates; its options: {options}"):
         build_model("ls_ntp", gates=4, depth=1, **SIZE)
     with pytest.raises(ValueError, match="model 'convlstm' has no option embedding"):

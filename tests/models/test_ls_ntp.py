@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -95,17 +96,22 @@ def test_a_cell_without_input_lives_on_its_state():
     torch.testing.assert_close(state, expected)
 
 
-def test_one_step_reaches_every_node():
+FORMS = [{}, {"feedback": True}, {"one_pass": True}]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_step_reaches_every_node(form):
     # A 3 x 3 convolution alone would see the neighbours only.
-    network = ls_ntp(height=6, width=7, hidden=3, layers=1, embedding=4)
+    network = ls_ntp(height=6, width=7, hidden=3, layers=1, embedding=4, **form)
     torch.nn.init.normal_(network.readout.weight)
     frames = torch.randn(1, 1, 1, 6, 7, requires_grad=True)
     network(frames, 1)[0, 0, 0, 0, 0].backward()
     assert (frames.grad != 0).all()
 
 
-def test_the_adjacency_is_shared_by_all_layers_and_built_once_a_pass():
-    network = ls_ntp(height=4, width=5, hidden=3, layers=3, embedding=4)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_adjacency_is_shared_by_all_layers_and_built_once_a_pass(form):
+    network = ls_ntp(height=4, width=5, hidden=3, layers=3, embedding=4, **form)
     assert [name for name, _ in network.named_parameters() if "embedding" in name] == ["shared.embedding"]
     calls = []
     network.shared.register_forward_hook(lambda *_: calls.append(1))
@@ -113,11 +119,13 @@ def test_the_adjacency_is_shared_by_all_layers_and_built_once_a_pass():
     assert len(calls) == 1
 
 
-def test_parameter_count_follows_the_published_arithmetic():
+@pytest.mark.parametrize(("form", "first"), list(zip(FORMS, [[3, 0], [3, 3], [3]], strict=True)))
+def test_parameter_count_follows_the_published_arithmetic(form, first):
     # Per cell with C = inputs + hidden: gates 4 h C 9, attention 3 (C^2 + C) + 4 C, peepholes 3 h, as in the authors'
-    # code; here plus 4 h biases, and C = h for the forecaster's first layer.
+    # code; here plus 4 h biases, and C = h for the first layer of a forecaster without input. A frame is one variable
+    # and two forcings.
     h = 5
-    joined = [1 + h, 2 * h, h, 2 * h]
+    joined = [size for inputs in first for size in (inputs + h, 2 * h)]
     cells = sum(36 * h * c + 3 * (c * c + c) + 4 * c + 3 * h + 4 * h for c in joined)
-    network = ls_ntp(height=4, width=6, hidden=h, embedding=7)
+    network = ls_ntp(height=4, width=6, forcings=2, hidden=h, embedding=7, **form)
     assert sum(parameter.numel() for parameter in network.parameters()) == 24 * 7 + cells + 9 * h + 1

@@ -1,98 +1,305 @@
+import numpy as np
 import pytest
 import torch
 
-from climapred.models import MODELS, build_model
+from climapred.models import build_model
 from climapred.models.convlstm import ConvLSTMCell
 from climapred.models.recurrent import EncoderForecaster
 
-HEIGHT, WIDTH = 5, 6
+HEIGHT, WIDTH, CHANNELS, FORCINGS, HISTORY = 5, 6, 2, 3, 3
 OPTIONS = {"convlstm": {}, "ls_ntp": {"embedding": 4}}
-every_network = pytest.mark.parametrize(
-    ("name", "feedback"), [(name, feedback) for name in MODELS for feedback in (False, True)]
-)
+FORMS = {"states": {}, "feedback": {"feedback": True}, "one_pass": {"one_pass": True}}
+EATERS = ["feedback", "one_pass"]  # of their own forecasts
+every_form = pytest.mark.parametrize("form", FORMS)
+every_network = pytest.mark.parametrize(("name", "form"), [(name, form) for name in OPTIONS for form in FORMS])
+both_targets = pytest.mark.parametrize("change", [False, True])
 
 
-def make_network(name, *, feedback=False, channels=2, layers=2, readout=True):
+def make_network(name="convlstm", form="states", *, channels=CHANNELS, forcings=0, readout=True):
     """A small float64 network whose readout, unless told otherwise, is no longer zero."""
     torch.manual_seed(0)
-    options = {"hidden": 4, "layers": layers, "feedback": feedback, **OPTIONS[name]}
-    network = build_model(name, channels=channels, height=HEIGHT, width=WIDTH, **options).double()
+    options = {"hidden": 4, "layers": 2, **FORMS[form], **OPTIONS[name]}
+    network = build_model(name, channels=channels, forcings=forcings, height=HEIGHT, width=WIDTH, **options).double()
     if readout:
-        torch.nn.init.normal_(network.readout.weight)
-        torch.nn.init.normal_(network.readout.bias)
+        torch.nn.init.normal_(network.readout.weight, std=0.3)
+        torch.nn.init.normal_(network.readout.bias, std=0.3)
     return network
 
 
-def make_frames(history=3, *, batch=2, channels=2, height=HEIGHT, width=WIDTH):
-    random = torch.Generator().manual_seed(1)
-    return torch.randn(batch, history, channels, height, width, dtype=torch.float64, generator=random)
+def make_frames(times=HISTORY, *, batch=2, channels=CHANNELS, height=HEIGHT, width=WIDTH, seed=1):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, times, channels, height, width, dtype=torch.float64, generator=random)
+
+
+def make_truth(kind, steps, *, batch=2):
+    """``use_truth``: the truth always, never, or by chance in each window at each time."""
+    shape = (batch, HISTORY + steps - 1)
+    if kind == "random":
+        drawn = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.5
+        assert drawn[0].tolist() != drawn[1].tolist()
+        return drawn
+    return torch.full(shape, kind == "all")
+
+
+def through(cells, x, states, shared):
+    following = []
+    for cell, state in zip(cells, states, strict=True):
+        x, state = cell(x, state, shared)
+        following.append(state)
+    return x, following
+
+
+def reference(network, frames, steps, *, change=False, future=None, use_truth=None):
+    """The forecast window by window and time by time; frames and leads lie on one line of times, 0 to T + steps - 1."""
+    seen, channels, forecasts = frames.shape[1], network.channels, []
+    eats_itself = network.forecaster is None or network.forecaster[0].inputs > 0
+    shared = None if network.shared is None else network.shared()
+    for window in range(len(frames)):
+
+        def actual(time, window=window):
+            at = frames[window, time] if time < seen else future[window, time - seen]
+            return at[None]
+
+        def may_eat(time, window=window):
+            return time < seen if use_truth is None else bool(use_truth[window, time])
+
+        start = [torch.zeros(1, cell.hidden, *frames.shape[-2:], dtype=frames.dtype) for cell in network.encoder]
+        states, own, cells, times = [(zeros, zeros) for zeros in start], {}, network.encoder, range(seen - 1 + steps)
+        if network.forecaster is not None:
+            for time in range(seen):
+                _, states = through(network.encoder, actual(time), states, shared)
+            cells, times = network.forecaster, range(seen - 1, seen - 1 + steps)
+        base = frames[window, seen - 1, :channels][None]
+        for time in times:
+            eaten = None
+            if eats_itself and (time not in own or may_eat(time)):
+                eaten = actual(time)
+            elif eats_itself:
+                eaten = own[time]
+                if network.forcings:
+                    eaten = torch.cat([eaten, actual(time)[:, channels:]], dim=1)
+            if eats_itself and time < seen:
+                base = eaten[:, :channels]
+            hidden, states = through(cells, eaten, states, shared)
+            own[time + 1] = network.readout(hidden) + (base if change else 0)
+        forecasts.append(torch.cat([own[seen + lead] for lead in range(steps)]))
+    return torch.stack(forecasts)
 
 
 @every_network
-@pytest.mark.parametrize(("history", "steps"), [(1, 1), (1, 4), (5, 2)])
-def test_any_history_and_any_number_of_steps(name, feedback, history, steps):
-    forecast = make_network(name, feedback=feedback)(make_frames(history), steps)
-    assert forecast.shape == (2, steps, 2, HEIGHT, WIDTH)
-    assert forecast.isfinite().all()
+@both_targets
+@pytest.mark.parametrize("forcings", [0, FORCINGS])
+@pytest.mark.parametrize(("history", "steps"), [(3, 1), (1, 3), (3, 12)])
+def test_a_forecast_is_that_of_a_literal_loop(name, form, change, forcings, history, steps):
+    network = make_network(name, form, forcings=forcings)
+    frames = make_frames(history, channels=CHANNELS + forcings)
+    future = make_frames(steps, channels=CHANNELS + forcings, seed=2) if forcings else None
+    forecast = network(frames, steps, change=change, future=future)
+    assert forecast.shape == (2, steps, CHANNELS, HEIGHT, WIDTH)
+    torch.testing.assert_close(forecast, reference(network, frames, steps, change=change, future=future))
+
+
+@every_form
+@both_targets
+@pytest.mark.parametrize("forcings", [0, FORCINGS])
+@pytest.mark.parametrize("kind", ["all", "none", "random"])
+def test_sampling_is_that_of_a_literal_loop(form, change, forcings, kind):
+    network, frames = make_network(form=form, forcings=forcings), make_frames(channels=CHANNELS + forcings)
+    future, use_truth = make_frames(4, channels=CHANNELS + forcings, seed=2), make_truth(kind, 4)
+    options = {"change": change, "future": future, "use_truth": use_truth}
+    torch.testing.assert_close(network(frames, 4, **options), reference(network, frames, 4, **options))
 
 
 @every_network
-def test_a_longer_forecast_begins_with_the_shorter_one(name, feedback):
-    network, frames = make_network(name, feedback=feedback), make_frames()
-    torch.testing.assert_close(network(frames, 6)[:, :3], network(frames, 3), rtol=0, atol=0)
+@both_targets
+@pytest.mark.parametrize("kind", [None, "random"])
+def test_gradients_are_those_of_the_literal_loop(name, form, change, kind):
+    network, frames = make_network(name, form, forcings=FORCINGS), make_frames(channels=CHANNELS + FORCINGS)
+    future = make_frames(3, channels=CHANNELS + FORCINGS, seed=2)
+    use_truth = None if kind is None else make_truth(kind, 3)
+    leaves = [*network.parameters(), frames.requires_grad_(), future.requires_grad_()]
+    weigh, options = make_frames(3, seed=4), {"change": change, "future": future, "use_truth": use_truth}
+    found, wanted = (
+        torch.autograd.grad((forecast * weigh).sum(), leaves, materialize_grads=True)
+        for forecast in (network(frames, 3, **options), reference(network, frames, 3, **options))
+    )
+    for gradient, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, expected)
+
+
+@every_form
+@both_targets
+def test_gradients_are_those_of_finite_differences(form, change):
+    # Along a random direction in all weights and inputs at once: (f(+e) - f(-e)) / 2e, off by e^2 = 1e-10 of the third
+    # derivative and by rounding, 1e-16 / 1e-5.
+    network, frames = make_network(form=form, forcings=FORCINGS), make_frames(channels=CHANNELS + FORCINGS)
+    options = {"change": change, "future": make_frames(3, channels=CHANNELS + FORCINGS, seed=2)}
+    options["use_truth"], weigh = make_truth("random", 3), make_frames(3, seed=4)
+    leaves = [*network.parameters(), frames.requires_grad_(), options["future"].requires_grad_()]
+    directions = [torch.randn_like(leaf) for leaf in leaves]
+
+    def moved(distance):
+        with torch.no_grad():
+            for leaf, direction in zip(leaves, directions, strict=True):
+                leaf.add_(distance * direction)
+        return (network(frames, 3, **options) * weigh).sum()
+
+    gradients = torch.autograd.grad(moved(0.0), leaves, materialize_grads=True)
+    slope = sum((gradient * direction).sum() for gradient, direction in zip(gradients, directions, strict=True))
+    above, below = moved(1e-5).item(), moved(-2e-5).item()
+    assert slope.item() == pytest.approx((above - below) / 2e-5, rel=1e-6)
 
 
 @every_network
-def test_forecast_is_that_of_a_literal_loop_over_its_cells(name, feedback):
-    network, frames = make_network(name, feedback=feedback), make_frames(4)
-    shared = network.shared() if name == "ls_ntp" else None
-    zeros = torch.zeros(2, 4, HEIGHT, WIDTH, dtype=torch.float64)
-    lower = upper = (zeros, zeros)
-    for step in range(4):
-        below, lower = network.encoder[0](frames[:, step], lower, shared)
-        _, upper = network.encoder[1](below, upper, shared)
-    last, expected = frames[:, 3], []
-    for _ in range(3):
-        below, lower = network.forecaster[0](last if feedback else None, lower, shared)
-        above, upper = network.forecaster[1](below, upper, shared)
-        last = network.readout(above)
-        expected.append(last)
-    torch.testing.assert_close(network(frames, 3), torch.stack(expected, dim=1))
-
-
-@every_network
-def test_an_untrained_network_forecasts_zero(name, feedback):
-    network = make_network(name, feedback=feedback, readout=False)
-    assert not network(make_frames(), 4).any()
-
-
-@every_network
-def test_no_parameter_is_dead(name, feedback):
-    network = make_network(name, feedback=feedback)
-    network(make_frames(), 3).square().sum().backward()
+@both_targets
+@pytest.mark.parametrize("steps", [1, 3])
+def test_no_parameter_is_dead(name, form, change, steps):
+    network, frames = make_network(name, form, forcings=FORCINGS), make_frames(channels=CHANNELS + FORCINGS)
+    future = make_frames(steps, channels=CHANNELS + FORCINGS, seed=2)
+    network(frames, steps, change=change, future=future).square().sum().backward()
     dead = [key for key, parameter in network.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     assert dead == []
 
 
-@pytest.mark.parametrize("feedback", [False, True])
-def test_no_single_weight_of_a_convlstm_is_dead(feedback):
-    network = make_network("convlstm", feedback=feedback)
-    network(make_frames(), 3).square().sum().backward()
+@every_form
+def test_no_single_weight_of_a_convlstm_is_dead(form):
+    network, channels = make_network(form=form, forcings=FORCINGS), CHANNELS + FORCINGS
+    network(make_frames(channels=channels), 3, future=make_frames(channels=channels, seed=2)).square().sum().backward()
     assert all((parameter.grad != 0).all() for parameter in network.parameters())
 
 
 @every_network
-def test_the_members_of_a_batch_do_not_meet(name, feedback):
-    network, frames = make_network(name, feedback=feedback), make_frames(batch=3)
+@pytest.mark.parametrize("forcings", [0, FORCINGS])
+def test_an_untrained_network_forecasts_zero_or_persistence(name, form, forcings):
+    network = make_network(name, form, forcings=forcings, readout=False)
+    frames, future = make_frames(channels=CHANNELS + forcings), make_frames(9, channels=CHANNELS + forcings, seed=2)
+    assert not network(frames, 9, future=future).any()
+    persisted = frames[:, -1:, :CHANNELS].expand(-1, 9, -1, -1, -1)
+    torch.testing.assert_close(network(frames, 9, change=True, future=future), persisted, rtol=0, atol=0)
+
+
+def test_an_untrained_one_pass_network_persists_the_last_frame_that_it_was_shown():
+    network, frames, future = make_network(form="one_pass", readout=False), make_frames(), make_frames(4, seed=2)
+    use_truth = torch.tensor([[False] * 6, [False, True, False, True, False, True]])  # frame 0 is always shown
+    forecast = network(frames, 4, change=True, future=future, use_truth=use_truth)
+    shown = torch.stack([frames[0, 0], frames[1, 1]])[:, None].expand(-1, 4, -1, -1, -1)
+    torch.testing.assert_close(forecast, shown, rtol=0, atol=0)
+
+
+@every_network
+@both_targets
+def test_a_longer_forecast_begins_with_the_shorter_one(name, form, change):
+    network, frames = make_network(name, form, forcings=1), make_frames(channels=CHANNELS + 1)
+    future = make_frames(6, channels=CHANNELS + 1, seed=2)
+    long, short = (network(frames, steps, change=change, future=future[:, :steps]) for steps in (6, 3))
+    torch.testing.assert_close(long[:, :3], short, rtol=0, atol=0)
+
+
+@both_targets
+def test_one_pass_shown_the_truth_of_each_lead_is_a_network_that_has_seen_it(change):
+    network, channels = make_network(form="one_pass", forcings=FORCINGS), CHANNELS + FORCINGS
+    everything = make_frames(HISTORY + 4, channels=channels)
+    frames, future = everything[:, :HISTORY], everything[:, HISTORY:]
+    forecast = network(frames, 4, change=change, future=future, use_truth=make_truth("all", 4))
+    for lead in range(4):
+        last = everything[:, HISTORY + lead - 1, :CHANNELS]
+        base = frames[:, -1, :CHANNELS] - last if change else 0  # the change is since the last frame, not since a lead
+        alone = network(everything[:, : HISTORY + lead], 1, change=change)[:, 0]
+        torch.testing.assert_close(forecast[:, lead], alone + base)
+
+
+@every_form
+@both_targets
+@pytest.mark.parametrize("kind", [None, "none"])
+def test_the_truth_of_a_lead_does_not_leak(form, change, kind):
+    network, channels = make_network(form=form, forcings=FORCINGS), CHANNELS + FORCINGS
+    frames, future = make_frames(channels=channels), make_frames(5, channels=channels, seed=2)
+    use_truth = None if kind is None else make_truth(kind, 5)
+    forecast = network(frames, 5, change=change, future=future, use_truth=use_truth)
+    hidden = future.clone()
+    hidden[:, :, :CHANNELS] = torch.nan
+    hidden[:, -1] = torch.nan  # nothing comes after the last lead
+    found = network(frames, 5, change=change, future=hidden, use_truth=use_truth)
+    torch.testing.assert_close(found, forecast, rtol=0, atol=0)
+    found.square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+@both_targets
+def test_one_pass_does_not_see_the_frames_that_are_hidden_from_it(change):
+    network, channels = make_network(form="one_pass", forcings=FORCINGS), CHANNELS + FORCINGS
+    frames, future = make_frames(channels=channels), make_frames(4, channels=channels, seed=2)
+    use_truth = torch.tensor([[True, False, False, True, False, True], [True, True, False, False, True, False]])
+    forecast = network(frames, 4, change=change, future=future, use_truth=use_truth)
+    everything = torch.cat([frames, future], dim=1)
+    everything[:, :-1, :CHANNELS][~use_truth] = torch.nan
+    frames, future = everything[:, :HISTORY], everything[:, HISTORY:]
+    found = network(frames, 4, change=change, future=future, use_truth=use_truth)
+    torch.testing.assert_close(found, forecast, rtol=0, atol=0)
+
+
+def test_an_encoder_reads_the_truth_whatever_is_asked_for():
+    network, frames, future = make_network(form="feedback"), make_frames(), make_frames(4, seed=2)
+    shown, hidden = make_truth("random", 4), make_truth("random", 4)
+    shown[:, :HISTORY], hidden[:, :HISTORY] = True, False
+    expected = network(frames, 4, future=future, use_truth=shown)
+    torch.testing.assert_close(network(frames, 4, future=future, use_truth=hidden), expected, rtol=0, atol=0)
+    assert (network(frames, 4, future=future) - expected).abs().max() > 1e-3
+
+
+def test_a_network_that_lives_on_its_states_needs_no_future():
+    network, frames = make_network(forcings=FORCINGS), make_frames(channels=CHANNELS + FORCINGS)
+    future, use_truth = make_frames(4, channels=CHANNELS + FORCINGS, seed=2), make_truth("random", 4)
+    forecast = network(frames, 4, future=future * torch.nan, use_truth=use_truth)
+    torch.testing.assert_close(network(frames, 4), forecast, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", EATERS)
+def test_the_forcings_of_a_lead_count_from_the_next_lead_on(form):
+    network, channels = make_network(form=form, forcings=FORCINGS), CHANNELS + FORCINGS
+    frames, future = make_frames(channels=channels), make_frames(4, channels=channels, seed=2).requires_grad_()
+    forecast = network(frames, 4, future=future)
+    for lead in range(4):
+        gradient = torch.autograd.grad(forecast[:, lead].sum(), future, retain_graph=True)[0]
+        counts = gradient.abs().amax(dim=(0, 3, 4)) > 0
+        assert counts[:lead, CHANNELS:].all()
+        assert not counts[lead:].any()
+        assert not counts[:, :CHANNELS].any()
+
+
+@every_network
+def test_every_frame_and_forcing_counts(name, form):
+    network, frames = make_network(name, form, forcings=FORCINGS), make_frames(channels=CHANNELS + FORCINGS)
+    network(frames.requires_grad_(), 1).sum().backward()
+    assert (frames.grad.abs().amax(dim=(0, 3, 4)) > 0).all()
+
+
+@every_network
+def test_the_members_of_a_batch_do_not_meet(name, form):
+    network, frames = make_network(name, form), make_frames(batch=3)
     alone = [network(frames[[member]], 2) for member in range(3)]
     torch.testing.assert_close(network(frames, 2), torch.cat(alone))
 
 
-@every_network
-def test_the_last_frame_counts_and_so_does_the_first(name, feedback):
-    network, frames = make_network(name, feedback=feedback), make_frames().requires_grad_()
-    network(frames, 2).sum().backward()
-    assert (frames.grad.abs().amax(dim=(0, 2, 3, 4)) > 0).all()
+@every_form
+@both_targets
+def test_autocast_stays_close_to_single_precision(form, change):
+    # Every operand is off by up to 2^-9; see tests/models/test_convlstm.py. Here eight steps and two layers add up, and
+    # the readout sums over 36 terms of size 0.1: some per cent.
+    network, channels = make_network(form=form, forcings=FORCINGS).float(), CHANNELS + FORCINGS
+    frames, future = make_frames(channels=channels).float(), make_frames(5, channels=channels, seed=2).float()
+    options = {"change": change, "future": future, "use_truth": make_truth("random", 5)}
+    exact = network(frames, 5, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(frames, 5, **options)
+    assert (found - exact).abs().max() < 0.05
+    if change:  # the frame that the change is added to keeps its precision
+        assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("form", "feeds_back"), [("states", False), ("feedback", True), ("one_pass", True)])
+def test_a_network_knows_whether_it_feeds_back(form, feeds_back):
+    assert make_network(form=form).feeds_back is feeds_back
 
 
 def test_a_convlstm_applies_to_other_grids():
@@ -109,33 +316,98 @@ def test_a_convlstm_moves_with_its_input_away_from_the_edges():
     torch.testing.assert_close(forecast.roll(3, dims=-1)[..., 9:16, 12:14], moved[..., 9:16, 12:14])
 
 
-def test_other_cells_with_the_same_protocol_fit_in():
-    class Leak(torch.nn.Module):
-        """One state, which forgets half of itself and adds its input."""
+class Leak(torch.nn.Module):
+    """A cell of one state, which forgets half of itself and adds the sum of its inputs."""
 
-        def __init__(self, inputs):
-            super().__init__()
-            self.inputs, self.hidden = inputs, 1
+    def __init__(self, inputs):
+        super().__init__()
+        self.inputs, self.hidden = inputs, 1
 
-        def initial_state(self, batch, height, width, like):
-            return (like.new_zeros(batch, 1, height, width),)
+    def initial_state(self, batch, height, width, like):
+        return (like.new_zeros(batch, 1, height, width),)
 
-        def forward(self, x, state, shared):
-            level = state[0] / 2 if x is None else state[0] / 2 + x
-            return level, (level,)
+    def forward(self, x, state, shared):
+        level = state[0] / 2 if x is None else state[0] / 2 + x.sum(dim=1, keepdim=True)
+        return level, (level,)
 
-    network = EncoderForecaster([Leak(1)], [Leak(0)], channels=1, kernel=1)
+
+def make_leak(form, *, forcings=0):
+    """A network of leaks that forecasts its state, or a change by its state; it has no other weight."""
+    forecaster = {"states": [Leak(0)], "feedback": [Leak(1 + forcings)], "one_pass": None}[form]
+    network = EncoderForecaster([Leak(1 + forcings)], forecaster, channels=1, forcings=forcings, kernel=1)
     torch.nn.init.ones_(network.readout.weight)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("form", "change", "expected"),
+    [
+        # Frames 8, 4, 2 leave the state 8, 8, 6. Then a half of it at each step ...
+        ("states", False, [3.0, 1.5, 0.75]),
+        ("states", True, [2 + 3.0, 2 + 1.5, 2 + 0.75]),
+        # ... and the last frame again: 6 / 2 + 2 = 5; then the forecast, of which the change is only a part
+        ("feedback", False, [5.0, 5 / 2 + 5, 7.5 / 2 + 7.5]),
+        ("feedback", True, [2 + 5.0, 2 + (5 / 2 + 7), 2 + (9.5 / 2 + 11.5)]),
+        # One pass has read the last frame once.
+        ("one_pass", False, [6.0, 6 / 2 + 6, 9 / 2 + 9]),
+        ("one_pass", True, [2 + 6.0, 2 + (6 / 2 + 8), 2 + (11 / 2 + 13)]),
+    ],
+)
+def test_other_cells_with_the_same_protocol_fit_in(form, change, expected):
     frames = torch.tensor([8.0, 4.0, 2.0]).view(1, 3, 1, 1, 1)
-    # (8 / 2 + 4) / 2 + 2 = 6 after the last frame, then a half of it at each step
-    assert network(frames, 3).flatten().tolist() == [3.0, 1.5, 0.75]
+    assert make_leak(form)(frames, 3, change=change).flatten().tolist() == expected
 
 
-def test_errors_name_what_came():
-    with pytest.raises(ValueError, match=r"frames must have 2 channels, got shape \(2, 3, 1, 5, 6\)"):
-        make_network("convlstm")(make_frames(channels=1), 1)
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        # Frames (8, 1), (4, 1), (2, 1) leave the state 9, 9.5, 7.75; then (2, 1), (own, 10), (own, 20): 3.875 + 3 = 6.875, ...
+        ("feedback", [2 + 6.875, 2 + (6.875 / 2 + 8.875 + 10), 2 + (22.3125 / 2 + 24.3125 + 20)]),
+        ("one_pass", [2 + 7.75, 2 + (7.75 / 2 + 9.75 + 10), 2 + (23.625 / 2 + 25.625 + 20)]),
+    ],
+)
+def test_a_forecast_is_eaten_with_the_forcings_of_its_lead(form, expected):
+    frames = torch.tensor([[8.0, 1.0], [4.0, 1.0], [2.0, 1.0]]).view(1, 3, 2, 1, 1)
+    future = torch.tensor([[np.nan, 10.0], [np.nan, 20.0], [np.nan, 30.0]]).view(1, 3, 2, 1, 1)
+    found = make_leak(form, forcings=1)(frames, 3, change=True, future=future)
+    assert found.flatten().tolist() == expected
+
+
+def test_channels_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"frames must have 2 channels and 0 forcings, got shape \(2, 3, 1, 5, 6\)"):
+        make_network()(make_frames(channels=1), 1)
+    with pytest.raises(ValueError, match=r"frames must have 2 channels and 3 forcings, got shape \(2, 3, 2, 5, 6\)"):
+        make_network(forcings=3)(make_frames(), 1)
+
+
+@pytest.mark.parametrize("form", EATERS)
+def test_a_future_that_is_missing_or_does_not_fit_is_refused(form):
+    network, frames = make_network(form=form, forcings=1), make_frames(channels=3)
+    assert network(frames, 1).isfinite().all()  # the forcings of the last lead are never eaten
+    with pytest.raises(ValueError, match="that eats the forcings or the truth of 2 leads needs future"):
+        network(frames, 2)
+    with pytest.raises(ValueError, match="that eats the forcings or the truth of 2 leads needs future"):
+        make_network(form=form)(make_frames(), 2, use_truth=make_truth("all", 2))
+    with pytest.raises(ValueError, match=r"future must have the shape \(2, 2, 3, 5, 6\), got \(2, 2, 2, 5, 6\)"):
+        network(frames, 2, future=make_frames(2))
+    with pytest.raises(ValueError, match=r"future must have the shape \(2, 2, 3, 5, 6\), got \(2, 1, 3, 5, 6\)"):
+        network(frames, 2, future=frames[:, :1])
+    with pytest.raises(ValueError, match=r"use_truth must have the shape \(2, 4\), got \(2, 5\)"):
+        network(frames, 2, future=frames[:, :2], use_truth=make_truth("all", 3))
+
+
+@every_form
+def test_a_forecast_has_at_least_one_lead(form):
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        make_network(form=form)(make_frames(), 0)
+
+
+def test_layers_that_do_not_fit_are_refused():
     cells = [ConvLSTMCell(1, 2), ConvLSTMCell(2, 2)]
     with pytest.raises(ValueError, match="as many layers, 1 or more, got 2 and 1"):
         EncoderForecaster(cells, [ConvLSTMCell(0, 2)], channels=1)
-    with pytest.raises(ValueError, match="as many layers, 1 or more, got 0 and 0"):
-        EncoderForecaster([], [], channels=1)
+    with pytest.raises(ValueError, match="as many layers, 1 or more, got 2 and 0"):
+        EncoderForecaster(cells, [], channels=1)
+    for forecaster in ([], None):
+        with pytest.raises(ValueError, match="as many layers, 1 or more, got 0 and 0"):
+            EncoderForecaster([], forecaster, channels=1)
