@@ -1,82 +1,526 @@
-"""Store to batches: windows cut from memory, in an order that depends on seed and epoch alone."""
+"""Fields to batches: windows gathered on the device, from memory, or from blocks that are streamed from the store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+import zlib
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
+from typing import Any, Literal, NamedTuple, get_args
+from weakref import ref
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 import xarray as xr
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from climapred.calendar import harmonic_design
+from climapred.learning.order import Share, shuffled, streamed
 from climapred.learning.windows import Indices, Window
+from climapred.models.scaled import Missing
 
-Batch = tuple[Tensor, Tensor]
+Times = npt.NDArray[np.datetime64]
+Tier = Literal["auto", "device", "memory", "stream"]
+Forcing = Literal["latitude", "longitude", "day_of_year", "hour"]
+
+_DIMS = ("time", "latitude", "longitude")
+_BLOCK_BYTES = 32 * 2**20
+_AHEAD = 2  # blocks that are being read, at most: the order of an epoch must not depend on the number of workers
 
 
-class WindowDataset(Dataset[Batch]):
-    """Windows over the fields of a store, held in memory as float32.
+class Batch(NamedTuple):
+    """B windows of T = history + horizon frames.
 
-    Indexed with an array of B window starts it returns a whole batch: fields ``(B, T, C, H, W)`` in physical units and
-    the calendar ``(B, T, F)``, with T = history + horizon; variables are channels in the order of the dataset.
-
-    Args:
-        fields: variables with dims (time, latitude, longitude).
-        window: frames in and out.
-        orders: (annual, daily) harmonics of the calendar; None for a calendar of ones (F = 1).
+    Attributes:
+        fields: ``(B, T, C + K, H, W)`` float32: C variables in physical units, then K forcing channels.
+        calendar: ``(B, T, F)`` float32, as ``models.scaled.Scaled`` takes it.
+        times: ``(B, T)`` int64, valid time in nanoseconds since 1970: ``batch.times.numpy().view("M8[ns]")``.
     """
 
-    def __init__(self, fields: xr.Dataset, window: Window, orders: tuple[int, int] | None) -> None:
-        self.times: npt.NDArray[np.datetime64] = fields["time"].values
-        stacked = [fields[name].values.astype(np.float32, copy=False) for name in fields.data_vars]
-        self.fields = torch.from_numpy(np.stack(stacked, axis=1))
-        self.calendar = calendar_rows(self.times, orders)
-        self.window = window
-
-    def __getitem__(self, starts: Indices) -> Batch:
-        frames = torch.as_tensor(np.asarray(starts)[:, None] + np.arange(self.window.frames))
-        return self.fields[frames], self.calendar[frames]
+    fields: Tensor
+    calendar: Tensor
+    times: Tensor
 
 
-def calendar_rows(times: npt.NDArray[np.datetime64], orders: tuple[int, int] | None) -> Tensor:
-    """Return the calendar ``(..., F)`` float32 of ``times`` as ``models.scaled.Scaled`` takes it."""
+def calendar_rows(times: Times, orders: tuple[int, int] | None) -> Tensor:
+    """Return the calendar ``(..., F)`` float32 of ``times``: harmonics of these orders, or ones (F = 1) for None."""
     if orders is None:
         return torch.ones(*times.shape, 1)
     return torch.from_numpy(harmonic_design(times, *orders)).float()
 
 
-class BatchStarts(Sampler[Indices]):
-    """Yields arrays of window starts, a batch each; every window exactly once an epoch.
+def forcing_channels(names: Sequence[Forcing], times: Times, latitude: np.ndarray, longitude: np.ndarray) -> Tensor:
+    """Return what is known of any time and place: sine and cosine of each of ``names``.
 
-    The order of epoch e comes from ``default_rng((seed, e))``, so a resumed run meets the batches that the
-    undisturbed one would have met. Without a seed the order is that of the starts.
+    Args:
+        names: "latitude" and "longitude" of a point, "day_of_year" (period: the mean tropical year) and "hour" (UTC).
+        times: any shape ``(...)``.
+        latitude, longitude: ``(H,)`` and ``(W,)``, degrees.
+
+    Returns:
+        ``(..., 2 len(names), H, W)`` float32.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if unknown := set(names) - set(get_args(Forcing)):
+        raise ValueError(f"forcings must be of {', '.join(get_args(Forcing))}, got {', '.join(sorted(unknown))}")
+    waves = {"day_of_year": harmonic_design(times, 1, 0)[..., 1:], "hour": harmonic_design(times, 0, 1)[..., 1:]}
+    angles = {"latitude": np.deg2rad(latitude)[:, None], "longitude": np.deg2rad(longitude)}
+    channels = np.empty((*times.shape, 2 * len(names), len(latitude), len(longitude)), np.float32)
+    for number, name in enumerate(names):
+        for which, wave in enumerate((np.sin, np.cos)):
+            values = wave(angles[name]) if name in angles else waves[name][..., 1 - which, None, None]
+            channels[..., 2 * number + which, :, :] = values
+    return torch.from_numpy(channels)
+
+
+class WindowDataset(Dataset[Batch]):
+    """Windows over lazy fields: a climapred store, dask, NetCDF, a plain Zarr; nothing is read before it is needed.
+
+    ``dataset[starts]`` reads the windows at B starts as one ``Batch``; ``WindowLoader`` delivers whole epochs, far faster.
+
+    Args:
+        fields: variables with dims (time, latitude, longitude); they are channels in the order of the dataset.
+        window: frames in and out.
+        orders: (annual, daily) harmonics of ``Batch.calendar``; None for ones.
+        forcings: see ``forcing_channels``.
+        missing: "refuse" raises at the first NaN; "mask" hands NaN on.
+
+    Raises:
+        ValueError: for no variable, other dims, or an unknown forcing.
     """
 
-    def __init__(self, starts: Indices, batch_size: int, *, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        fields: xr.Dataset,
+        window: Window,
+        orders: tuple[int, int] | None = None,
+        *,
+        forcings: Sequence[Forcing] = (),
+        missing: Missing = "refuse",
+    ) -> None:
+        if other := {name: field.dims for name, field in fields.data_vars.items() if {*field.dims} != {*_DIMS}}:
+            raise ValueError(f"fields must have the dims {_DIMS}, got {other}; call harmonise() or select before")
+        if not fields.data_vars:
+            raise ValueError("fields hold no variable")
+        self.fields = fields.transpose(*_DIMS)
+        self.window, self.forcings, self.missing = window, tuple(forcings), missing
+        self.times: Times = fields["time"].values.astype("datetime64[ns]")
+        self.calendar = calendar_rows(self.times, orders)
+        self._resident: dict[torch.device, Tensor] = {}
+        forcing_channels(self.forcings, self.times[:1], np.zeros(1), np.zeros(1))  # refuses unknown names
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_resident": {}}  # a worker opens the files itself, and holds no copy of the fields
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Variables, latitudes and longitudes: (C, H, W)."""
+        return len(self.fields.data_vars), self.fields.sizes["latitude"], self.fields.sizes["longitude"]
+
+    @property
+    def frame_bytes(self) -> int:
+        """Size of a frame in memory."""
+        return 4 * int(np.prod(self.shape))
+
+    @property
+    def chunk(self) -> int:
+        """Frames that the files hold in one piece; 1 where they do not say."""
+        first = next(iter(self.fields.data_vars.values()))
+        stored = first.encoding.get("preferred_chunks", {}).get("time", 1)
+        return int(first.chunksizes["time"][0] if first.chunks else stored)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Read the frames ``start`` to ``stop``, ``(stop - start, C, H, W)`` float32, from the source.
+
+        Raises:
+            RuntimeError: if the source cannot be read; names the variable and the times.
+            ValueError: for missing values, unless they are masked.
+        """
+        names = list(self.fields.data_vars)
+        if len(names) == 1:
+            frames = self._values(names[0], start, stop)[:, None]
+        else:
+            frames = np.empty((stop - start, *self.shape), np.float32)
+            for channel, name in enumerate(names):
+                frames[:, channel] = self._values(name, start, stop)
+        if self.missing == "refuse":
+            self._refuse_missing(frames, start)
+        return torch.from_numpy(np.require(frames, requirements=["C", "W"]))
+
+    def _values(self, name: Hashable, start: int, stop: int) -> npt.NDArray[np.float32]:
+        try:
+            return self.fields[name][start:stop].values.astype(np.float32, copy=False)
+        except Exception as error:  # whatever the file format raises
+            where = f"{name} from {_text(self.times[start])} to {_text(self.times[stop - 1])}"
+            raise RuntimeError(f"cannot read {where} of {_origin(self.fields)}: {error}; build it again") from error
+
+    def _refuse_missing(self, frames: npt.NDArray[np.float32], start: int) -> None:
+        bad = ~np.isfinite(frames)
+        if not bad.any():
+            return
+        frame, channel = np.argwhere(bad.any(axis=(2, 3)))[0]
+        raise ValueError(
+            f"{list(self.fields.data_vars)[channel]} has missing values ({bad[frame, channel].mean():.1%} of the cells at "
+            f"{_text(self.times[start + frame])}) in {_origin(self.fields)}: a lost shard, or a field with gaps; build it "
+            'again, fill them before, or train with missing="mask"'
+        )
+
+    @property
+    def resident_on(self) -> torch.device | None:
+        """Where all frames are already."""
+        return next(iter(self._resident), None)
+
+    def resident(self, device: torch.device) -> Tensor:
+        """Return all frames ``(time, C, H, W)`` on a device; they are read when first asked for, and kept."""
+        if device not in self._resident:
+            frames = torch.empty(len(self.times), *self.shape, device=device)
+            step = max(1, _BLOCK_BYTES // self.frame_bytes // self.chunk) * self.chunk
+            for start in range(0, len(self.times), step):
+                frames[start : start + step] = self.read(start, min(start + step, len(self.times)))
+            self._resident[device] = frames
+        return self._resident[device]
+
+    def batch(self, fields: Tensor, starts: Indices) -> Batch:
+        """Return the ``Batch`` of windows whose variables ``(B, T, C, H, W)`` have been cut already."""
+        frames = np.asarray(starts)[:, None] + self.window.offsets
+        times = self.times[frames]
+        if self.forcings:
+            latitude, longitude = (self.fields[name].values for name in ("latitude", "longitude"))
+            forcing = forcing_channels(self.forcings, times, latitude, longitude)
+            fields = torch.cat([fields, forcing.to(fields.device)], dim=2)
+        return Batch(fields, self.calendar[frames], torch.from_numpy(times.astype(np.int64)))
+
+    def __getitem__(self, starts: Indices) -> Batch:
+        windows = [self.read(start, start + self.window.extent)[self.window.offsets] for start in np.asarray(starts)]
+        return self.batch(torch.stack(windows), starts)
+
+
+class WindowLoader:
+    """Batches of windows: each iteration goes on where the last one stopped, to the end of the epoch.
+
+    The order depends on seed and epoch, in the streamed tier also on ``memory_limit``, the chunks of the files and the number
+    of processes. A batch is never written to again while somebody holds it.
+
+    Args:
+        dataset: the fields; nothing is read before the first batch.
+        starts: of the windows, increasing.
+        batch_size: windows of all processes together.
+        seed: of the order. None is the order of time, for validation: every window comes once over all processes. With a seed
+            all processes get equally many; what is left over is left out.
+        tier: "device" and "memory" keep all frames there; "stream" reads blocks in random order, windows at random from
+            several of them; "auto" takes the first that has room.
+        memory_limit: bytes of all blocks of the streamed tier in this process, those that are being read included; batches
+            come on top.
+        workers: processes that read blocks for the streamed tier, as far as ``memory_limit`` has room for theirs, two at most;
+            0 for a thread. A script that asks for them needs ``if __name__ == "__main__"``.
+        device: of the device tier.
+        share: this process among those that train together; None for what the environment says.
+
+    Attributes:
+        epoch, position: of the next batch. ``state_dict`` and ``load_state_dict`` carry them over a restart.
+        waited: seconds that were spent in fetching batches, since the beginning.
+
+    Raises:
+        ValueError: for arguments that cannot be; when asked for length or batches: for a ``batch_size`` that the processes
+            cannot share, for fewer windows than processes, for a ``memory_limit`` below two windows.
+    """
+
+    def __init__(
+        self,
+        dataset: WindowDataset,
+        starts: Indices,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        tier: Tier = "auto",
+        memory_limit: int = 192 * 2**20,
+        workers: int = 0,
+        device: str = "cuda",
+        share: Share | None = None,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.all_starts, self.batch_size, self.seed, self.epoch = starts, batch_size, seed, 0
+        if tier not in get_args(Tier):
+            raise ValueError(f"tier must be one of {', '.join(get_args(Tier))}, got {tier!r}")
+        starts = np.asarray(starts)
+        if not len(starts):
+            raise ValueError("a loader needs at least one window, got no starts")
+        if (np.diff(starts) <= 0).any():
+            raise ValueError("starts must increase: a seed shuffles them")
+        if tier == "device" and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError('tier "device" finds no GPU here; use "auto", "memory" or "stream"')
+        if starts[0] < 0 or starts[-1] + dataset.window.extent > len(dataset.times):
+            raise ValueError(
+                f"the windows at {starts[0]} to {starts[-1]} span {dataset.window.extent} times each; the fields hold "
+                f"{len(dataset.times)} times"
+            )
+        self.dataset, self.starts, self.batch_size, self.seed = dataset, starts, batch_size, seed
+        self.memory_limit, self.workers = memory_limit, workers
+        self._tier, self._device, self._share = tier, device, share
+        self._loads: list[tuple[int, int]] = []
+        self._buffers = _Buffers()
+        self.epoch = self.position = 0
+        self.waited = 0.0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next (the trainer calls this)."""
-        self.epoch = epoch
+    @cached_property
+    def tier(self) -> Tier:
+        """Where windows are cut: as asked for, or the first of device, memory and stream that has room."""
+        if self._tier != "auto":
+            return self._tier
+        if resident := self.dataset.resident_on:  # another loader of the same dataset came first
+            return "memory" if resident == torch.device("cpu") else "device"
+        size, world = len(self.dataset.times) * self.dataset.frame_bytes, self.share.world
+        together = world > 1  # then all must decide alike: by what the machine has, not by what is free at the moment
+        if torch.cuda.is_available() and size < 0.4 * torch.cuda.mem_get_info()[int(together)]:
+            return "device"
+        memory = psutil.virtual_memory()
+        return "memory" if size < 0.5 * (memory.total if together else memory.available) / world else "stream"
+
+    @property
+    def share(self) -> Share:
+        """This process among those that train together."""
+        return self._share or Share.current()
+
+    @property
+    def sizes(self) -> list[int]:
+        """Windows in each batch of this process."""
+        world, train = self.share.world, self.seed is not None
+        if self.batch_size % world:
+            raise ValueError(
+                f"batch_size counts the windows of all processes: {self.batch_size} does not divide by {world}"
+            )
+        if len(self.starts) < world:
+            raise ValueError(f"{len(self.starts)} windows are too few for {world} processes")
+        local, mine = self.batch_size // world, len(self._mine(self.starts))
+        if train:
+            return [min(local, mine - first) for first in range(0, mine, local)]
+        batches = -(-len(self.starts) // self.batch_size)  # the same number in every process, none empty
+        return [len(part) for part in np.array_split(np.arange(mine), min(batches, len(self.starts) // world))]
+
+    def _mine(self, starts: Indices) -> Indices:
+        return self.share.of(starts, whole=self.seed is None, contiguous=self.tier == "stream")
 
     def __len__(self) -> int:
-        return -(-len(self.all_starts) // self.batch_size)
+        return len(self.sizes)
 
-    def __iter__(self) -> Iterator[Indices]:
-        starts = self.all_starts
-        if self.seed is not None:
-            starts = np.random.default_rng((self.seed, self.epoch)).permutation(starts)
-        for first in range(0, len(starts), self.batch_size):
-            yield starts[first : first + self.batch_size]
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch, unless it is the current one."""
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place of the next batch, and what the order of batches depends on."""
+        return {"epoch": self.epoch, "position": self.position, **self._order()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place that ``state_dict`` gave.
+
+        Raises:
+            ValueError: if it belongs to another order of batches.
+        """
+        if self._tier == "auto" and state.get("streamed") != (self.tier == "stream"):  # there was another room then
+            self.tier = "stream" if state.get("streamed") else "memory"
+        order = self._order()
+        other = [f"{key} {state.get(key)} (here {order.get(key)})" for key in order if state.get(key) != order[key]]
+        if other:
+            raise ValueError(f"this place in an epoch is one of another loader: {', '.join(other)}")
+        self.epoch, self.position = state["epoch"], state["position"]
+
+    def _order(self) -> dict[str, Any]:
+        order: dict[str, Any] = {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "batches": len(self),
+            "windows": f"{len(self.starts)} #{zlib.crc32(self.starts.astype(np.int64).tobytes()):08x}",
+            "streamed": self.tier == "stream",
+        }
+        if self.tier == "stream":
+            order |= {"processes": self.share.world, "blocks": list(self._blocks[:2])}
+        return order
+
+    def __iter__(self) -> Iterator[Batch]:
+        sizes, skipped = self.sizes, self.position
+        done = sum(sizes[:skipped])
+        source = (
+            self._streamed(sizes[skipped:], done) if self.tier == "stream" else self._gathered(sizes[skipped:], done)
+        )
+        for position in range(skipped + 1, len(sizes) + 1):
+            began = time.perf_counter()
+            fields, starts = next(source)
+            batch = self.dataset.batch(fields, starts)
+            self.waited += time.perf_counter() - began
+            last = position == len(sizes)  # said before it is delivered: whoever counts does not ask for one more
+            self.epoch, self.position = (self.epoch + 1, 0) if last else (self.epoch, position)
+            yield batch
+
+    def _gathered(self, sizes: list[int], first: int) -> Iterator[tuple[Tensor, Indices]]:
+        """Yield variables and starts of each batch from the frames that are resident on the device or in memory."""
+        frames = self.dataset.resident(torch.device(self._device if self.tier == "device" else "cpu"))
+        order = self._mine(shuffled(self.starts, self.seed, self.epoch))
+        for size in sizes:
+            starts = order[first : first + size]
+            index = torch.from_numpy((starts[:, None] + self.dataset.window.offsets).ravel())
+            if self.tier == "device":
+                fields = frames[index.to(frames.device)].unflatten(0, (size, -1))
+            else:
+                fields = self._empty(size)
+                torch.index_select(frames, 0, index, out=fields.view(-1, *self.dataset.shape))
+            yield fields, starts
+            first += size
+
+    def _empty(self, windows: int) -> Tensor:
+        return self._buffers.empty((windows, len(self.dataset.window.offsets), *self.dataset.shape))
+
+    def _streamed(self, sizes: list[int], first: int) -> Iterator[tuple[Tensor, Indices]]:
+        """Yield variables and starts of each batch from blocks that come and go; batches may span several of them."""
+        pieces = self._pieces(first)
+        starts, blocks = next(pieces)
+        for size in sizes:
+            fields, chosen = self._empty(size), []
+            filled = 0
+            while filled < size:
+                if not len(starts):
+                    starts, blocks = next(pieces)
+                piece, starts = starts[: size - filled], starts[size - filled :]
+                self._cut(piece, blocks, fields[filled:])
+                chosen.append(piece)
+                filled += len(piece)
+            yield fields, np.concatenate(chosen)
+
+    def _pieces(self, first: int) -> Iterator[tuple[Indices, dict[int, tuple[int, Tensor]]]]:
+        """Yield windows in order of delivery, from number ``first`` on, with the blocks in memory that hold them."""
+        length, resident, _ = self._blocks
+        extent, mine = self.dataset.window.extent, self._mine(self.starts)
+        phases = streamed(mine, length, extent, resident, self.seed, self.epoch)
+        ends = np.cumsum([len(phase.starts) for phase in phases])
+        begin = int(np.searchsorted(ends, first, side="right"))
+        phases, first = phases[max(0, begin - resident + 1) :], first - int(ends[begin - 1] if begin else 0)
+        before = min(begin, resident - 1)
+        reading = self._read([phase.load for phase in phases if phase.load is not None])
+        blocks: dict[int, tuple[int, Tensor]] = {}
+        for number, phase in enumerate(phases):
+            if phase.load is not None:
+                blocks[phase.load[0] // length] = (phase.load[0], next(reading))
+            if number >= before and len(phase.starts):
+                yield phase.starts[first if number == before else 0 :], blocks
+            if number >= resident - 1 or self.seed is None:
+                del blocks[next(iter(blocks))]
+
+    @cached_property
+    def _blocks(self) -> tuple[int, int, int]:
+        """Frames of a block; how many blocks windows are cut from at a time; how many are read meanwhile."""
+        dataset, extent = self.dataset, self.dataset.window.extent
+        room = self.memory_limit // dataset.frame_bytes
+        if room < 2 * extent:
+            needed = math.ceil(2 * extent * dataset.frame_bytes / 1e4) / 100
+            raise ValueError(
+                f"memory_limit {self.memory_limit / 1e6:.2f} MB is too little to stream windows that span {extent} times of "
+                f"{dataset.frame_bytes / 1e6:.2f} MB; it takes {needed:.2f} MB"
+            )
+        # The last windows of a block need extent - 1 frames of the next one: short blocks are read several times over.
+        count = next((count for count in (6, 5, 4, 3) if room // count >= 2 * extent), 2)
+        most = max(_BLOCK_BYTES // dataset.frame_bytes, 4 * extent, dataset.chunk)
+        length = min(most, room // count - extent + 1)
+        length = length // dataset.chunk * dataset.chunk or length
+        blocks = room // (length + extent - 1)
+        ahead = min(_AHEAD, blocks - 1)
+        return length, 1 if self.seed is None else blocks - ahead, ahead
+
+    def _cut(self, starts: Indices, blocks: dict[int, tuple[int, Tensor]], out: Tensor) -> None:
+        length, offsets = self._blocks[0], self.dataset.window.offsets
+        consecutive = len(offsets) == self.dataset.window.extent
+        rows = out.numpy()  # torch would copy with all its threads, which wait for the one that reads
+        for row, start in enumerate(starts.tolist()):
+            first, block = blocks[start // length]
+            begin = start - first
+            rows[row] = block.numpy()[slice(begin, begin + len(offsets)) if consecutive else offsets + begin]
+
+    def _read(self, loads: list[tuple[int, int]]) -> Iterator[Tensor]:
+        """Yield blocks of frames; the next ones are read meanwhile, by a thread or by worker processes."""
+        if self.workers:
+            yield from self._read_by_workers(loads)
+            return
+        *_, ahead = self._blocks
+        with ThreadPoolExecutor(1) as thread:
+            pending, waiting = deque[Future[Tensor]](), iter(loads)
+            for load in islice(waiting, ahead):
+                pending.append(thread.submit(self.dataset.read, *load))
+            while pending:
+                block = pending.popleft().result()
+                for load in islice(waiting, 1):
+                    pending.append(thread.submit(self.dataset.read, *load))
+                yield block
+
+    def _read_by_workers(self, loads: list[tuple[int, int]]) -> Iterator[Tensor]:
+        self._loads[:] = loads
+        try:
+            yield from self._reader
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+                raise
+            del self._reader
+            raise RuntimeError(
+                f"a loader worker died: {error}; it was killed or ran out of memory, shared memory (/dev/shm) included: "
+                "use fewer workers or a lower memory_limit"
+            ) from error
+
+    @cached_property
+    def _reader(self) -> DataLoader[Tensor]:
+        """Worker processes that live as long as the loader: never forked, a forked Zarr may wait for ever."""
+        *_, ahead = self._blocks
+        workers = min(self.workers, ahead)
+        return DataLoader(
+            _Blocks(self.dataset),
+            sampler=self._loads,
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context="forkserver",
+            persistent_workers=True,
+            prefetch_factor=ahead // workers,
+        )
 
 
-def window_loader(
-    dataset: WindowDataset, starts: Indices, batch_size: int, *, seed: int | None = None
-) -> DataLoader[Batch]:
-    """Return a DataLoader over the windows at ``starts``, shuffled when a ``seed`` is given."""
-    return DataLoader(dataset, sampler=BatchStarts(starts, batch_size, seed=seed), batch_size=None)
+class _Blocks(Dataset[Tensor]):
+    def __init__(self, dataset: WindowDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, load: tuple[int, int]) -> Tensor:
+        return self.dataset.read(*load)
+
+
+class _Buffers:
+    """Memory of batches that nobody holds any more, used again: to get fresh memory takes longer than to fill it."""
+
+    def __init__(self, most: int = 4) -> None:
+        self.most = most
+        self.kept: list[tuple[npt.NDArray[np.float32], ref[npt.NDArray[np.float32]]]] = []
+
+    def empty(self, shape: tuple[int, ...]) -> Tensor:
+        """Return a tensor of any content; a GPU gets it from page-locked memory, which torch recycles itself."""
+        if torch.cuda.is_available():
+            return torch.empty(shape, pin_memory=True)
+        free = (memory for memory, lent in self.kept if lent() is None and memory.shape == shape)
+        memory = next(free, None)
+        if memory is None:
+            memory = np.empty(shape, dtype=np.float32)
+        lent = memory.view()  # every tensor on this memory holds it; when it is gone, so are they
+        others = [pair for pair in self.kept if pair[0] is not memory]
+        self.kept = [*others, (memory, ref(lent))][-self.most :]
+        return torch.from_numpy(lent)
+
+
+def _text(moment: np.datetime64) -> str:
+    return str(np.datetime_as_string(moment, unit="m"))
+
+
+def _origin(fields: xr.Dataset) -> str:
+    return str(fields.encoding.get("source") or "fields in memory")
