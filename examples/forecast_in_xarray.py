@@ -15,10 +15,10 @@ def main(run: Path) -> None:
 
     # Any source will do that holds the model's variable on its grid: here the run's own raw files.
     fields = climapred.harmonise(climapred.open_source(run / "sample" / "*.nc"))
-    newest = fields.isel(time=slice(-model.window.history, None))
 
-    # Four steps beyond the horizon it was trained for: the forecaster unrolls as far as it is asked to.
-    forecast = climapred.forecast(model, newest, steps=model.window.horizon + 4)
+    # From the last time of the fields, four steps beyond the horizon it was trained for: the forecaster unrolls as far as
+    # it is asked to, and of lazy fields only the frames that it sees are read.
+    forecast = model.forecast(fields, steps=model.window.horizon + 4)
     climapred.write_netcdf(climapred.to_cf(forecast, source="climapred convlstm"), run / "newest.nc")
 
     last = forecast["air"].isel(init_time=0, lead_time=-1)

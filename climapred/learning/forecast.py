@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import xarray as xr
+from torch import Tensor
 
 from climapred.grid import Grid
 from climapred.learning.artefact import TrainedModel
-from climapred.learning.loader import calendar_rows
+from climapred.learning.loader import calendar_rows, forcing_channels
 from climapred.learning.training import Precision, lightning_precision
-from climapred.variables import VARIABLES
+from climapred.learning.windows import time_step
+from climapred.models import grid_bound
+from climapred.models.scaled import Scaled
+from climapred.variables import VARIABLES, convert_units
 
 Times = npt.NDArray[np.datetime64]
+
+_DIMS = ("time", "latitude", "longitude")
+_ROUNDING = 1e-4  # degrees: coordinates stored as float32 are off by up to 2e-5
 
 
 def forecast(
     model: TrainedModel,
     fields: xr.Dataset,
-    init_times: Times | None = None,
+    init_times: npt.ArrayLike | None = None,
     *,
     steps: int | None = None,
     batch_size: int = 64,
@@ -30,24 +38,20 @@ def forecast(
     """Return the forecasts of ``model`` from each of ``init_times``.
 
     Args:
-        model: trained.
+        model: trained. It stays as it is, and on its device: where there is a GPU, a copy of it computes there.
         fields: dims (time, latitude, longitude), canonical names and units, on the model's grid, with the
             ``model.window.history`` frames up to each initial time.
         init_times: last frame that the forecast sees; None for the last time of ``fields``.
-        steps: number of leads, a model step apart; None for the model's own horizon. Any number works: the forecaster
-            unrolls as far as it is asked to.
+        steps: number of leads; None for the model's own horizon. Any number works: the forecaster unrolls as far as it
+            is asked to.
         batch_size, precision: for speed; see ``learning.training.Training``.
 
     Returns:
         dims (init_time, lead_time, latitude, longitude), coordinate valid_time (init_time, lead_time).
 
     Raises:
-        ValueError: if variables, grid or times do not fit.
+        ValueError: if variables, units, grid or times do not fit, or a frame that is needed has missing values.
     """
-    times = fields["time"].values
-    init_times = times[-1:] if init_times is None else np.atleast_1d(np.asarray(init_times, dtype="datetime64[ns]"))
-    if not len(init_times):
-        raise ValueError("init_times must hold at least one time, got none")
     batches = rollout(model, fields, init_times, steps=steps, batch_size=batch_size, precision=precision)
     return xr.concat(
         list(batches), dim="init_time", join="exact", coords="minimal", compat="override", data_vars="minimal"
@@ -57,65 +61,178 @@ def forecast(
 def rollout(
     model: TrainedModel,
     fields: xr.Dataset,
-    init_times: Times,
+    init_times: npt.ArrayLike | None = None,
     *,
     steps: int | None = None,
     batch_size: int = 64,
     precision: Precision = "auto",
 ) -> Iterator[xr.Dataset]:
-    """Yield the forecasts of ``batch_size`` initial times after another; see ``forecast``."""
-    _check(model, fields)
+    """Yield the forecasts of ``batch_size`` initial times after another; see ``forecast``.
+
+    All but missing values is checked before the first is computed.
+    """
+    for check in (_check_variables, _check_times, _check_grid):
+        check(model, fields)
+    times = fields["time"].values
+    init_times = times[-1:] if init_times is None else np.atleast_1d(np.asarray(init_times, dtype="datetime64[ns]"))
+    if init_times.ndim != 1 or not init_times.size:
+        raise ValueError(f"init_times must be one time or a list of them, got shape {init_times.shape}")
     steps = model.window.horizon if steps is None else steps
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    frames = _frame_indices(model, fields["time"].values, init_times)
-    leads = model.step * np.arange(1, steps + 1)
-    step_offsets = model.step * np.arange(1 - model.window.history, steps + 1)
+    for name, number in (("steps", steps), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    frames = _frame_indices(model, times, init_times)
     autocast = lightning_precision(precision) == "bf16-mixed"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module, origin = model.module.to(device), {"model": model.name, "model_identity": model.identity()}
-    for first in range(0, len(init_times), batch_size):
-        chosen, starts = frames[first : first + batch_size], init_times[first : first + batch_size]
-        seen = _read_frames(model, fields, chosen)
-        calendar = calendar_rows(starts[:, None] + step_offsets, model.orders)
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=autocast):
-            predicted = module(torch.from_numpy(seen).to(device), calendar.to(device)).cpu().numpy()
-        yield _as_dataset(model, predicted, starts, leads).assign_attrs(origin)
+    return _batches(model, fields, frames, init_times, steps, batch_size, autocast)
 
 
-def _check(model: TrainedModel, fields: xr.Dataset) -> None:
+def _check_variables(model: TrainedModel, fields: xr.Dataset) -> None:
     if missing := set(model.variables) - set(fields.data_vars):
         raise ValueError(
-            f"model {model.name} needs {', '.join(sorted(missing))}; the fields hold {list(fields.data_vars)}"
+            f"model {model.name} needs {', '.join(sorted(missing))}; the fields hold {list(fields.data_vars)}; "
+            "climapred.harmonise(fields) gives variables their canonical names"
         )
-    if (grid := Grid.of(fields)) != model.grid:
-        raise ValueError(f"model {model.name} was trained on {model.grid}, the fields are on {grid}; regrid them first")
+    for name in model.variables:
+        units, wanted = str(fields[name].attrs.get("units", VARIABLES[name].units)), VARIABLES[name].units
+        if not _same_unit(units, wanted):
+            raise ValueError(
+                f"model {model.name} needs {name} in {wanted}, the fields have it in {units}; convert it with "
+                "climapred.harmonise(fields)"
+            )
+        if set(fields[name].dims) != set(_DIMS):
+            raise ValueError(f"model {model.name} needs {name} with the dims {_DIMS}, got {fields[name].dims}")
+
+
+def _same_unit(one: str, other: str) -> bool:
+    values = np.array([0.0, 1.0])
+    try:
+        return convert_units(values, one, other) is values
+    except ValueError:  # unknown, or of another quantity
+        return False
+
+
+def _check_times(model: TrainedModel, fields: xr.Dataset) -> None:
+    times = fields["time"].values if "time" in fields.coords else np.array([])
+    if times.dtype.kind != "M" or not times.size:
+        raise ValueError(
+            f"the fields must have at least one time, as a coordinate of type datetime64, got {times.size} of type "
+            f"{times.dtype}; call climapred.harmonise(fields)"
+        )
+    disorder = np.flatnonzero(~(np.diff(times) > np.timedelta64(0)))
+    if disorder.size:
+        before, after = (_text(time) for time in times[disorder[0] : disorder[0] + 2])
+        raise ValueError(
+            f"times of the fields must increase, each once, but {after} follows {before} ({disorder.size} such places); "
+            "call climapred.harmonise(fields), or sort them and drop duplicates"
+        )
+
+
+def _check_grid(model: TrainedModel, fields: xr.Dataset) -> None:
+    grid = Grid.of(fields)
+    if grid.shape == model.grid.shape and all(
+        np.allclose(getattr(grid, name), getattr(model.grid, name), rtol=0, atol=_ROUNDING) for name in _DIMS[1:]
+    ):
+        return
+    way_out = "regrid them with climapred.regrid(fields, model.grid)"
+    if not grid_bound(model.architecture):
+        way_out += ", or move the model with model.on_grid(climapred.Grid.of(fields))"
+    raise ValueError(f"model {model.name} is for {model.grid}, the fields are on {grid}; {way_out}")
 
 
 def _frame_indices(model: TrainedModel, times: Times, init_times: Times) -> npt.NDArray[np.int64]:
     """Return the indices of the frames each forecast sees, shape (init_times, history)."""
-    wanted = init_times[:, None] + model.step * np.arange(1 - model.window.history, 1)
+    wanted = init_times[:, None] + _seen_offsets(model)
     found = np.searchsorted(times, wanted)
     missing = wanted[times[np.minimum(found, len(times) - 1)] != wanted]
     if missing.size:
-        hours, first = model.step / np.timedelta64(1, "h"), np.datetime_as_string(missing[0], unit="m")
+        held = f"the fields hold {len(times)} times from {_text(times[0])} to {_text(times[-1])}"
+        if len(times) > 1:
+            held += f", {_hours(time_step(times))} apart"
         raise ValueError(
-            f"model {model.name} needs {model.window.history} frames, {hours:g} h apart, up to each initial time; "
-            f"{missing.size} are missing, the first is {first}"
+            f"model {model.name} needs {model.window.history} frames, {_hours(model.step * model.window.spacing)} apart, up "
+            f"to each initial time; {missing.size} are missing, the first is {_text(missing[0])}; {held}"
         )
     return found
+
+
+def _seen_offsets(model: TrainedModel) -> npt.NDArray[np.timedelta64]:
+    """Return the time of each frame that a forecast sees, relative to the initial time: shape (history,), 0 last."""
+    return model.step * (model.window.spacing * np.arange(1 - model.window.history, 1))
+
+
+def _text(time: np.datetime64) -> str:
+    return str(np.datetime_as_string(time, unit="m"))
+
+
+def _hours(step: np.timedelta64) -> str:
+    return f"{step / np.timedelta64(1, 'h'):g} h"
+
+
+def _batches(
+    model: TrainedModel,
+    fields: xr.Dataset,
+    frames: npt.NDArray[np.int64],
+    init_times: Times,
+    steps: int,
+    batch_size: int,
+    autocast: bool,
+) -> Iterator[xr.Dataset]:
+    leads = model.step * (model.window.lead_spacing * np.arange(1, steps + 1))
+    offsets = np.concatenate([_seen_offsets(model), leads])
+    module, device = _ready(model.module)
+    origin = {"model": model.name, "model_identity": model.identity()}
+    for first in range(0, len(init_times), batch_size):
+        chosen, starts = frames[first : first + batch_size], init_times[first : first + batch_size]
+        seen, future = _with_forcings(model, _read_frames(model, fields, chosen), starts[:, None] + offsets)
+        calendar = calendar_rows(starts[:, None] + offsets, model.orders).to(device)
+        future = None if future is None else future.to(device)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            predicted = module(seen.to(device), calendar, future=future).cpu().numpy()
+        yield _as_dataset(model, predicted, starts, leads).assign_attrs(origin)
+
+
+def _ready(module: Scaled) -> tuple[Scaled, torch.device]:
+    """Return a module that predicts, and its device: the GPU, unless the module is on another device than the CPU."""
+    device = module.scale.device
+    target = torch.device("cuda") if device.type == "cpu" and torch.cuda.is_available() else device
+    if target != device or any(part.training for part in module.modules()):
+        module = copy.deepcopy(module).to(target).eval()
+    return module, target
 
 
 def _read_frames(model: TrainedModel, fields: xr.Dataset, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Return the frames of a batch ``(B, T, C, H, W)``; of fields that are not in memory, only these are read."""
     needed, position = np.unique(frames, return_inverse=True)
-    read = fields[list(model.variables)].isel(time=needed)
-    stacked = np.stack([read[name].values for name in model.variables], axis=1)
-    return stacked.astype(np.float32, copy=False)[position.reshape(frames.shape)]
+    read = fields[list(model.variables)].isel(time=needed).transpose(*_DIMS)
+    stacked = np.stack([read[name].values for name in model.variables], axis=1).astype(np.float32, copy=False)
+    missing = (~np.isfinite(stacked)).mean(axis=(2, 3))
+    if missing.any() and model.module.missing == "refuse":
+        frame, channel = np.argwhere(missing)[0]
+        raise ValueError(
+            f"model {model.name} needs {model.variables[channel]} at {_text(read['time'].values[frame])}, where "
+            f"{missing[frame, channel]:.1%} of the values are missing ({np.count_nonzero(missing.any(axis=1))} of "
+            f"{len(needed)} frames have gaps); fill them, or start from other times"
+        )
+    return stacked[position.reshape(frames.shape)]
+
+
+def _with_forcings(model: TrainedModel, frames: npt.NDArray[np.float32], times: Times) -> tuple[Tensor, Tensor | None]:
+    """Return what the network sees ``(B, T, C + K, H, W)``, and the forcings of the leads if it has any.
+
+    ``times`` are those of frames and leads, ``(B, T + S)``; the leads' variables are zeros, which nothing looks at.
+    """
+    seen = torch.from_numpy(frames)
+    if not model.scaling.forcings:
+        return seen, None
+    forcing = forcing_channels(model.scaling.forcings, times, model.grid.latitude, model.grid.longitude)
+    count = seen.shape[1]
+    ahead = forcing[:, count:]
+    nothing = torch.zeros(*ahead.shape[:2], *seen.shape[2:])
+    return torch.cat([seen, forcing[:, :count]], dim=2), torch.cat([nothing, ahead], dim=2)
 
 
 def _as_dataset(model: TrainedModel, predicted: np.ndarray, init_times: Times, leads: np.ndarray) -> xr.Dataset:
-    dims = ("init_time", "lead_time", "latitude", "longitude")
+    dims = ("init_time", "lead_time", *_DIMS[1:])
     arrays = {}
     for channel, name in enumerate(model.variables):
         variable = VARIABLES[name]
