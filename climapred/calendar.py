@@ -48,7 +48,7 @@ def climatology_at(coefficients: xr.DataArray, times: xr.DataArray) -> xr.DataAr
     """
     if missing := {"annual", "daily"} - set(coefficients.attrs):
         raise ValueError(
-            f"climatology coefficients lack the attributes {sorted(missing)}; fit them with fit_climatology()"
+            f"climatology coefficients lack the attributes {sorted(missing)}; fit them with training_statistics()"
         )
     design = harmonic_design(times.values, int(coefficients.attrs["annual"]), int(coefficients.attrs["daily"]))
     rows = xr.DataArray(design, dims=(*times.dims, "harmonic"), coords=times.coords)

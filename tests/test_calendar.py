@@ -78,5 +78,5 @@ def test_climatology_at_two_dimensional_times(coefficients):
 
 def test_climatology_needs_its_orders(coefficients):
     times = xr.DataArray(np.array(["2019-01-01"], "datetime64[ns]"), dims="time")
-    with pytest.raises(ValueError, match=r"lack the attributes \['daily'\]; fit them with fit_climatology"):
+    with pytest.raises(ValueError, match=r"lack the attributes \['daily'\]; fit them with training_statistics"):
         climatology_at(coefficients.drop_attrs().assign_attrs(annual=2), times)

@@ -7,12 +7,13 @@ fifty chunks, or on fifty machines, give the same scores:
     table = score_table(scores({"convlstm": sums}))
 
 NaN stays loud: a missing value in a forecast or in the truth makes the scores of its cell, and the means,
-NaN.
+NaN. Where ``missing="mask"`` is asked for, it counts neither in the errors nor in their number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,12 +22,20 @@ import xarray as xr
 from climapred.grid import Grid, cell_areas
 from climapred.results.baselines import BASELINES, check_times
 
+Missing = Literal["refuse", "mask"]
+
 _CELLS = ("latitude", "longitude")
 _MEANS = ("mae", "rmse", "bias", "mae_area", "rmse_area", "bias_area")
 _SKILLS = tuple(f"skill_{reference}" for reference in BASELINES)
 
 
-def evaluate(forecasts: Mapping[str, xr.Dataset], truth: xr.Dataset, variable: str | None = None) -> xr.Dataset:
+def evaluate(
+    forecasts: Mapping[str, xr.Dataset],
+    truth: xr.Dataset,
+    variable: str | None = None,
+    *,
+    missing: Missing = "refuse",
+) -> xr.Dataset:
     """Return the ``scores`` of forecasts that were made for the same times on the same grid.
 
     Args:
@@ -34,6 +43,8 @@ def evaluate(forecasts: Mapping[str, xr.Dataset], truth: xr.Dataset, variable: s
             that is named "persistence", "climatology" or "damped" becomes a reference for skill.
         truth: dims (time, latitude, longitude); holds every valid time.
         variable: what to score; None where the forecasts hold a single variable.
+        missing: as in ``error_sums``. With "mask" each forecast is scored over what it has itself: skill
+            compares like with like where the forecasts share their gaps, as those of the truth.
 
     Raises:
         ValueError: if the forecasts differ in times, leads or grid, if a variable or a valid time is missing.
@@ -47,7 +58,8 @@ def evaluate(forecasts: Mapping[str, xr.Dataset], truth: xr.Dataset, variable: s
     for label, dataset in {**forecasts, "truth": truth}.items():
         if variable not in dataset.data_vars:
             raise ValueError(f"{label!r} has no variable {variable!r}, it holds {list(dataset.data_vars)}")
-    return scores({model: error_sums(forecast[variable], truth[variable]) for model, forecast in forecasts.items()})
+    observed = truth[variable]
+    return scores({model: error_sums(of[variable], observed, missing=missing) for model, of in forecasts.items()})
 
 
 def _check_comparable(forecasts: Mapping[str, xr.Dataset]) -> None:
@@ -74,12 +86,14 @@ def _span(index: pd.Index) -> str:
     return f"{index.size} from {index[0]} to {index[-1]}" if index.size else "none"
 
 
-def error_sums(forecast: xr.DataArray, truth: xr.DataArray) -> xr.Dataset:
+def error_sums(forecast: xr.DataArray, truth: xr.DataArray, *, missing: Missing = "refuse") -> xr.Dataset:
     """Return the sums of forecast minus truth over the initial times, cell by cell.
 
     Args:
         forecast: dims (init_time, lead_time, latitude, longitude), with the 2-D coordinate ``valid_time``.
         truth: dims (time, latitude, longitude), in the same units; holds every valid time.
+        missing: "refuse" to sum over NaN, in forecast or truth: the sums of the cell are NaN; or "mask" it: it
+            counts neither in the sums nor in ``count``.
 
     Returns:
         ``count``, ``error``, ``absolute`` and ``squared``: float64, dims (lead_time, latitude, longitude).
@@ -88,23 +102,27 @@ def error_sums(forecast: xr.DataArray, truth: xr.DataArray) -> xr.Dataset:
     Raises:
         ValueError: if the truth lacks a valid time, or lies on another grid.
     """
+    if missing not in get_args(Missing):
+        raise ValueError(f"missing must be one of {', '.join(get_args(Missing))}, got {missing!r}")
     if (grid := Grid.of(forecast)) != Grid.of(truth):
         raise ValueError(
             f"truth must be on the grid of the forecast, {grid}, got {Grid.of(truth)}; regrid() one of them"
         )
     check_times(truth, forecast["valid_time"].values, argument="truth", wanted="valid times")
     truth = truth.assign_coords({name: forecast[name] for name in _CELLS})
-    sums = [_lead_sums(forecast.isel(lead_time=lead), truth) for lead in range(forecast.sizes["lead_time"])]
+    leads = range(forecast.sizes["lead_time"])
+    sums = [_lead_sums(forecast.isel(lead_time=lead), truth, masked=missing == "mask") for lead in leads]
     return xr.concat(sums, dim="lead_time").transpose("lead_time", *_CELLS)
 
 
-def _lead_sums(forecast: xr.DataArray, truth: xr.DataArray) -> xr.Dataset:
+def _lead_sums(forecast: xr.DataArray, truth: xr.DataArray, *, masked: bool) -> xr.Dataset:
     """Return the sums of one lead: taken one at a time, they need the memory of a single lead."""
     observed = truth.sel(time=forecast["valid_time"].drop_vars("valid_time")).drop_vars("time")
     error = forecast.astype(np.float64) - observed
     units = {"units": forecast.attrs["units"]} if "units" in forecast.attrs else {}
-    terms = {"count": xr.ones_like(error), "error": error, "absolute": abs(error), "squared": error**2}
-    sums = xr.Dataset({name: term.sum("init_time", skipna=False) for name, term in terms.items()})
+    there = error.notnull().astype(np.float64) if masked else xr.ones_like(error)
+    terms = {"count": there, "error": error, "absolute": abs(error), "squared": error**2}
+    sums = xr.Dataset({name: term.sum("init_time", skipna=masked) for name, term in terms.items()})
     return sums.drop_attrs().assign_attrs(units)
 
 
@@ -112,46 +130,42 @@ def scores(sums: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """Return the scores of each model from its ``error_sums``.
 
     Returns:
-        Dims (model, lead_time): ``mae``, ``rmse``, ``bias`` (plain means over cells) and ``mae_area``,
-        ``rmse_area``, ``bias_area`` (weighted by cell area). A root is taken last: rmse is the root of the
-        mean over samples and cells. ``skill_persistence``, ``skill_climatology`` and ``skill_damped``, each
+        Dims (model, lead_time): ``mae``, ``rmse``, ``bias`` (plain means over samples and cells) and ``mae_area``,
+        ``rmse_area``, ``bias_area`` (a sample weighs as the area of its cell). A root is taken last: rmse is the
+        root of the mean. ``skill_persistence``, ``skill_climatology`` and ``skill_damped``, each
         where that reference is among the models, are 1 - MSE / MSE of the reference, weighted by area (the
         MSESS of the WMO Manual on the GDPFS). Dims (model, lead_time, latitude, longitude): ``mae_map``,
-        ``rmse_map``, ``bias_map``.
+        ``rmse_map``, ``bias_map``, NaN in cells without a sample.
 
     Raises:
-        ValueError: if there is no model, or if one has no sample.
+        ValueError: if there is no model, or if one has no sample at some lead time.
     """
     if not sums:
         raise ValueError("sums must hold at least one model, got none")
     for model, of_model in sums.items():
-        if not bool((of_model["count"] > 0).all()):
+        if not bool((of_model["count"].sum(_CELLS) > 0).all()):
             raise ValueError(
-                f"sums of model {model!r} hold no sample in some cells; add sums of at least one init_time"
+                f"sums of model {model!r} hold no sample at some lead time; add sums of at least one init_time "
+                "with values"
             )
     models = xr.DataArray(list(sums), dims="model", name="model")
     stacked = xr.concat(list(sums.values()), dim=models, join="exact")
-    mae, bias, mse = (stacked[name] / stacked["count"] for name in ("absolute", "error", "squared"))
     area = xr.DataArray(cell_areas(Grid.of(stacked)), dims=_CELLS)
-
-    def plain(values: xr.DataArray) -> xr.DataArray:
-        return values.mean(_CELLS, skipna=False)
-
-    def weighted(values: xr.DataArray) -> xr.DataArray:
-        return (values * (area / area.sum())).sum(_CELLS, skipna=False)
-
+    cells = stacked / stacked["count"].where(stacked["count"] > 0)
+    sums_of_all = (of_cells.sum(_CELLS, skipna=False) for of_cells in (stacked, stacked * area))
+    plain, weighted = (of_all / of_all["count"] for of_all in sums_of_all)
     result = xr.Dataset(
         {
-            "mae": plain(mae),
-            "rmse": np.sqrt(plain(mse)),
-            "bias": plain(bias),
-            "mae_area": weighted(mae),
-            "rmse_area": np.sqrt(weighted(mse)),
-            "bias_area": weighted(bias),
-            **_skills(weighted(mse)),
-            "mae_map": mae,
-            "rmse_map": np.sqrt(mse),
-            "bias_map": bias,
+            "mae": plain["absolute"],
+            "rmse": np.sqrt(plain["squared"]),
+            "bias": plain["error"],
+            "mae_area": weighted["absolute"],
+            "rmse_area": np.sqrt(weighted["squared"]),
+            "bias_area": weighted["error"],
+            **_skills(weighted["squared"]),
+            "mae_map": cells["absolute"],
+            "rmse_map": np.sqrt(cells["squared"]),
+            "bias_map": cells["error"],
         }
     )
     return _described(result, stacked.attrs)

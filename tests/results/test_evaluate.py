@@ -152,6 +152,81 @@ def test_missing_values_stay_loud():
     assert int(result["mae_map"].isnull().sum()) == 1
 
 
+def with_gaps(fields, share, seed):
+    """Some values of t2m NaN; two of the cells always, and one time of the others altogether."""
+    values = fields["t2m"]
+    gone = np.random.default_rng(seed).random(values.shape) < share
+    gone[3] = gone[..., 1, :2] = True
+    return fields.assign(t2m=values.where(~gone))
+
+
+def test_masked_scores_are_means_over_the_samples_that_are_there():
+    truth = make_truth()
+    forecast = make_forecast(truth, error=2.0, seed=1)
+    truth, forecast = with_gaps(truth, 0.2, 5), with_gaps(forecast, 0.1, 6)
+    sums = error_sums(forecast["t2m"], truth["t2m"], missing="mask")
+    assert all(sums[name].dtype == np.float64 for name in sums)
+    result = evaluate({"model": forecast}, truth, missing="mask").sel(model="model")
+    frames = dict(zip(TIMES, truth["t2m"].values.astype(float), strict=True))
+    area = np.broadcast_to(cell_areas(GRID), (20, *GRID.shape))
+    for k, lead in enumerate(LEADS):
+        errors = np.array([forecast["t2m"].values[i, k].astype(float) - frames[TIMES[i] + lead] for i in range(20)])
+        there = np.isfinite(errors)
+        seen = there.any(axis=0)
+        assert (~seen).sum() == 2
+        np.testing.assert_array_equal(sums["count"][k], there.sum(axis=0))
+        for name, term in {"mae": np.abs(errors), "rmse": errors**2, "bias": errors}.items():
+            root = np.sqrt if name == "rmse" else np.asarray
+            cells = np.full(GRID.shape, np.nan)
+            cells[seen] = np.nanmean(term[:, seen], axis=0)
+            np.testing.assert_allclose(result[f"{name}_map"][k], root(cells), rtol=1e-10)
+            np.testing.assert_allclose(result[name][k], root(np.nanmean(term)), rtol=1e-10)
+            mean = np.average(term[there], weights=area[there])
+            np.testing.assert_allclose(result[f"{name}_area"][k], root(mean), rtol=1e-10)
+
+
+def test_cells_that_are_never_there_leave_the_scores_of_the_others_as_they_are():
+    # A land variable: the southern rows have no values. The rest must score as if the grid ended there.
+    truth = make_truth()
+    forecast = make_forecast(truth, error=2.0, seed=1)
+    land = {"latitude": slice(2, None)}
+    alone = evaluate({"damped": forecast.isel(land)}, truth.isel(land))
+    truth["t2m"][:, :2] = np.nan
+    whole = evaluate({"damped": forecast}, truth, missing="mask")
+    assert whole["mae_map"][..., :2, :].isnull().all()
+    xr.testing.assert_allclose(whole.isel(land), alone, rtol=1e-12)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 19), st.integers(0, 1000), st.floats(0, 1))
+def test_masked_sums_of_any_split_add_up(cut, seed, share):
+    truth = make_truth()
+    forecast = make_forecast(truth, error=3.0, seed=2)
+    truth = with_gaps(truth, share, seed)
+
+    def of(part):
+        return error_sums(forecast["t2m"].isel(init_time=part), truth["t2m"], missing="mask")
+
+    merged = of(slice(0, cut)) + of(slice(cut, None))
+    xr.testing.assert_allclose(merged, of(slice(None)), rtol=1e-12, atol=1e-12)
+    assert merged.notnull().all()
+
+
+def test_a_mask_without_gaps_changes_nothing():
+    truth = make_truth()
+    forecasts = {"m": make_forecast(truth, error=1.0, seed=3)}
+    xr.testing.assert_identical(evaluate(forecasts, truth, missing="mask"), evaluate(forecasts, truth))
+
+
+def test_lazy_gaps_are_masked_like_those_in_memory():
+    truth = make_truth()
+    forecast = make_forecast(truth, error=1.0, seed=3)
+    truth = with_gaps(truth, 0.2, 5)
+    lazy = evaluate({"m": forecast.chunk(init_time=3)}, truth.chunk(time=5), missing="mask")
+    expected = evaluate({"m": forecast}, truth, missing="mask")
+    xr.testing.assert_allclose(lazy.compute(), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_scores_say_what_they_are():
     truth = make_truth()
     result = evaluate({"persistence": make_forecast(truth, error=1.0)}, truth)
@@ -191,8 +266,12 @@ def test_errors_name_the_model_and_what_differs():
         evaluate({}, truth)
     with pytest.raises(ValueError, match="sums must hold at least one model"):
         scores({})
-    with pytest.raises(ValueError, match="sums of model 'a' hold no sample"):
+    with pytest.raises(ValueError, match="sums of model 'a' hold no sample at some lead time; add sums of at least"):
         scores({"a": error_sums(forecast["t2m"].isel(init_time=[]), truth["t2m"])})
+    with pytest.raises(ValueError, match="sums of model 'a' hold no sample at some lead time"):
+        evaluate({"a": forecast.where(forecast["lead_time"] < LEADS[1])}, truth, missing="mask")
+    with pytest.raises(ValueError, match="missing must be one of refuse, mask, got 'drop'"):
+        evaluate({"a": forecast}, truth, missing="drop")
 
 
 COLUMNS = ["mae", "rmse", "bias", "mae_area", "rmse_area", "bias_area"]
