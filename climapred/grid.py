@@ -1,8 +1,10 @@
-"""Points on the sphere, in degrees: the rectilinear Grid, its cell areas, great-circle distances."""
+"""Points on the sphere, in degrees: the rectilinear Grid, the ReducedGrid, cell areas, great-circle distances."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,7 +15,15 @@ import xarray as xr
 
 Array = npt.NDArray[np.float64]
 
+Region = tuple[float, float, float, float]  # south, north, west, east
+
 EARTH_RADIUS_KM = 6371.229  # the sphere of GRIB and of most reanalyses
+
+_AXES = {  # names in files, and the units that tell an axis of another name
+    "latitude": ("latitude", "lat", "degrees_north", "degree_north", "degrees_N", "degreesN", "degreeN"),
+    "longitude": ("longitude", "lon", "degrees_east", "degree_east", "degrees_E", "degreesE", "degreeE"),
+}
+_ROUNDING = 1e-4  # degrees: coordinates stored as float32 are off by up to 2e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +85,7 @@ class Grid:
         object.__setattr__(self, name, values)
 
     @classmethod
-    def regular(cls, spacing: float, region: tuple[float, float, float, float] | None = None) -> Grid:
+    def regular(cls, spacing: float, region: Region | None = None) -> Grid:
         """Return a regular grid of ``spacing`` degrees.
 
         Args:
@@ -115,14 +125,79 @@ class Grid:
         )
 
     @classmethod
+    def named(cls, name: str, region: Region | None = None) -> Grid:
+        """Return the grid that a short name stands for: a spacing in degrees, or N48 or F48, a full Gaussian grid.
+
+        Args:
+            region: (south, north, west, east); a Gaussian grid keeps its points inside.
+
+        >>> Grid.named("1.5").shape, Grid.named("F48").shape
+        ((121, 240), (96, 192))
+        """
+        if match := re.fullmatch(r"[NFnf](\d+)", name):
+            grid = cls.gaussian(int(match[1]))
+            return grid if region is None else grid.crop(region)
+        try:
+            spacing = float(name)
+        except ValueError:
+            raise ValueError(f"a grid is a spacing in degrees such as 1.5, or N48 or F48, got {name!r}") from None
+        return cls.regular(spacing, region)
+
+    @classmethod
     def of(cls, dataset: xr.Dataset | xr.DataArray) -> Grid:
-        """Return the grid of a dataset with 1-D coordinates ``latitude`` and ``longitude``."""
-        for name in ("latitude", "longitude"):
-            if name not in dataset.coords or dataset[name].dims != (name,):
-                raise ValueError(
-                    f"dataset must have a 1-D coordinate {name!r}, got {list(dataset.coords)}; call harmonise() first"
-                )
-        return cls(dataset["latitude"].values, dataset["longitude"].values)
+        """Return the grid of a dataset with 1-D coordinates latitude and longitude, as ``axis_names`` finds them.
+
+        Axes may run either way, and longitudes may jump once from 359 to 0 or from 180 to -180; the grid increases.
+        Cell bounds that the dataset brings (CF's attribute ``bounds``) count; without them a cell ends half-way.
+
+        Raises:
+            ValueError: if an axis is missing or not 1-D, goes up and down, or is a region torn apart at Greenwich.
+        """
+        latitude, longitude = axis_names(dataset)
+        rows, columns = (np.asarray(dataset[name].values, dtype=np.float64) for name in (latitude, longitude))
+        columns = _unwrapped(columns)
+        return cls(
+            rows[::-1] if rows[0] > rows[-1] else rows,
+            columns[::-1] if columns[0] > columns[-1] else columns,
+            latitude_bounds=_given_bounds(dataset, latitude, rows, _latitude_bounds),  # type: ignore[arg-type]
+            longitude_bounds=_given_bounds(dataset, longitude, columns, _midpoint_bounds),  # type: ignore[arg-type]
+        )
+
+    def part(self, rows: slice, columns: slice) -> Grid:
+        """Return some rows and columns, with their cells."""
+        return Grid(
+            self.latitude[rows],
+            self.longitude[columns],
+            self.latitude_bounds[rows.start : rows.stop + 1],
+            self.longitude_bounds[columns.start : columns.stop + 1],
+        )
+
+    def crop(self, region: Region) -> Grid:
+        """Return the points inside (south, north, west, east), with their cells.
+
+        >>> Grid.regular(10).crop((30, 60, -20, 20)).longitude.tolist()
+        [-20.0, -10.0, 0.0, 10.0, 20.0]
+        """
+        south, north, west, east = region
+        turned = self._starting_at(west) if self.periodic else self._shifted((west + east) / 2)
+        rows = _within(turned.latitude, south, north)
+        columns = _within(turned.longitude, west, east)
+        if min(rows.stop - rows.start, columns.stop - columns.start) < 2:
+            raise ValueError(f"the region (south, north, west, east) {region} must hold 2 x 2 points or more of {self}")
+        return turned.part(rows, columns)
+
+    def _starting_at(self, west: float) -> Grid:
+        """Return the same cells of a periodic grid, beginning with the first point at or east of ``west``."""
+        first = int(np.argmin((self.longitude - west + _ROUNDING) % 360))
+        longitude = np.append(self.longitude[first:], self.longitude[:first] + 360)
+        edges = np.append(self.longitude_bounds[first:-1], self.longitude_bounds[: first + 1] + 360)
+        turns = 360 * np.ceil((west - _ROUNDING - longitude[0]) / 360)
+        return Grid(self.latitude, longitude + turns, self.latitude_bounds, edges + turns)
+
+    def _shifted(self, near: float) -> Grid:
+        """Return the same cells, whole turns away, as near as can be to a longitude."""
+        turns = 360 * np.round((near - self.longitude[[0, -1]].mean()) / 360)
+        return Grid(self.latitude, self.longitude + turns, self.latitude_bounds, self.longitude_bounds + turns)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -137,9 +212,7 @@ class Grid:
     @cached_property
     def hash(self) -> str:
         """A hash of the coordinates and bounds, rounded to 1e-6 degrees: the same on every machine."""
-        edges = (self.latitude, self.longitude, self.latitude_bounds, self.longitude_bounds)
-        text = "|".join(",".join(f"{value:.6f}" for value in np.round(axis, 6) + 0.0) for axis in edges)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest(self.latitude, self.longitude, self.latitude_bounds, self.longitude_bounds)
 
     def coordinates(self) -> dict[str, tuple[str, Array, dict[str, Any]]]:
         """Return the two coordinates as xarray takes them, with their CF attributes."""
@@ -166,6 +239,173 @@ class Grid:
         (south, north), (west, east) = self.latitude[[0, -1]], self.longitude[[0, -1]]
         kind = ", periodic" if self.periodic else ""
         return f"Grid({self.shape[0]} x {self.shape[1]}, {south:g}..{north:g} N, {west:g}..{east:g} E{kind})"
+
+
+@dataclass(frozen=True, eq=False)
+class ReducedGrid:
+    """A global reduced Gaussian grid, N``number`` or O``number``: fewer points on a row near the poles.
+
+    Fields on it have one dimension of all points, row after row from north to south, each row eastwards from 0, as
+    GRIB delivers them. Cells reach half-way to the next point of the row; their edges in latitude are those of
+    ``Grid.gaussian``.
+
+    Attributes:
+        number: latitudes between a pole and the equator.
+        points: of each row, north to south, GRIB's ``pl``; 2 ``number`` of them.
+
+    >>> ReducedGrid.octahedral(32).points[:3], ReducedGrid.octahedral(32).size
+    ((20, 24, 28), 5248)
+    """
+
+    number: int
+    points: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.points) != 2 * self.number or min(self.points, default=0) < 2:
+            raise ValueError(
+                f"a global reduced Gaussian grid N{self.number} has {2 * self.number} rows of 2 points or more, got "
+                f"{len(self.points)} rows, the shortest of {min(self.points, default=0)}; a part of one: regrid it with "
+                "the tool that cut it"
+            )
+
+    @classmethod
+    def octahedral(cls, number: int) -> ReducedGrid:
+        """Return O``number``: 20 points on the row next to a pole, four more on each row towards the equator."""
+        half = [20 + 4 * row for row in range(number)]
+        return cls(number, (*half, *reversed(half)))
+
+    @classmethod
+    def of(cls, dataset: xr.Dataset | xr.DataArray) -> ReducedGrid:
+        """Return the grid that the coordinate ``values`` of a dataset describes: its attributes ``N`` and ``pl``.
+
+        Raises:
+            ValueError: if there is none, or its points are not those of the dataset.
+        """
+        attrs = dataset["values"].attrs if "values" in dataset.coords else {}
+        if not {"N", "pl"} <= set(attrs):
+            raise ValueError(
+                f"a reduced Gaussian grid needs a coordinate 'values' with attributes N and pl, got {attrs}"
+            )
+        grid = cls(int(attrs["N"]), tuple(int(count) for count in attrs["pl"]))
+        for name, wanted in zip(("latitude", "longitude"), grid.centres(), strict=True):
+            found = dataset[name].values
+            if found.shape != wanted.shape or np.abs((found - wanted + 180) % 360 - 180).max() > 10 * _ROUNDING:
+                raise ValueError(
+                    f"the {found.size} values of {name!r} must be the {wanted.size} of {grid}: its N and pl"
+                )
+        return grid
+
+    @property
+    def size(self) -> int:
+        """Number of points."""
+        return sum(self.points)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """(P,)."""
+        return (self.size,)
+
+    @cached_property
+    def rows(self) -> Grid:
+        """A full Gaussian grid with the same rows, in increasing latitude."""
+        return Grid.gaussian(self.number)
+
+    def centres(self) -> tuple[Array, Array]:
+        """Return latitude and longitude of each point, degrees, shapes (P,)."""
+        latitude = np.repeat(self.rows.latitude[::-1], self.points)
+        return latitude, np.concatenate([np.arange(count) * (360 / count) for count in self.points])
+
+    @cached_property
+    def hash(self) -> str:
+        """A hash of the points, the same on every machine."""
+        return _digest(np.array([self.number], dtype=np.float64), np.array(self.points, dtype=np.float64))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ReducedGrid) and self.points == other.points
+
+    def __hash__(self) -> int:
+        return int(self.hash, 16)
+
+    def __repr__(self) -> str:
+        octahedral = self.number > 0 and self == ReducedGrid.octahedral(self.number)
+        return f"ReducedGrid({'O' if octahedral else 'N'}{self.number}, {self.size} points)"
+
+
+def axis_names(dataset: xr.Dataset | xr.DataArray) -> tuple[str, str]:
+    """Return what the 1-D coordinates latitude and longitude are called: by name, standard name or units.
+
+    Raises:
+        ValueError: if one is missing.
+    """
+    names = []
+    for axis, spellings in _AXES.items():
+        lines = {str(name): dataset[name].attrs for name in dataset.coords if dataset[name].dims == (name,)}
+        told = [name for name, attrs in lines.items() if attrs.get("standard_name") == axis]
+        told += [name for name, attrs in lines.items() if attrs.get("units") in spellings]
+        found = [name for name in (*spellings[:2], *told) if name in lines]
+        if not found:
+            raise ValueError(
+                f"dataset must have a 1-D coordinate {axis!r}, got {list(dataset.coords)}; call harmonise() first"
+            )
+        names.append(found[0])
+    return names[0], names[1]
+
+
+def descending_axes(dataset: xr.Dataset | xr.DataArray) -> list[str]:
+    """Return the names of those of the two axes along which the fields run against their ``Grid.of``."""
+    latitude, longitude = axis_names(dataset)
+    values = {latitude: dataset[latitude].values, longitude: _unwrapped(dataset[longitude].values.astype(np.float64))}
+    return [name for name, axis in values.items() if axis[0] > axis[-1]]
+
+
+def _unwrapped(longitude: Array) -> Array:
+    """Return longitudes without their jump: 178, 179, -180, -179 becomes 178 to 181, 359, 0, 1 becomes -1 to 1."""
+    if longitude.ndim != 1 or longitude.size < 3:
+        return longitude
+    steps = np.diff(longitude)
+    turns = np.round(steps / 360)
+    if turns.any() and len(set(np.sign(steps - 360 * turns))) == 1:
+        longitude = longitude - 360 * np.append(0, np.cumsum(turns))
+        if longitude.max() >= 360 and longitude.min() >= 180:
+            longitude -= 360
+    gaps = np.abs(np.diff(longitude))
+    usual = np.median(gaps)
+    if gaps.max() > 3 * usual and 360 - np.ptp(longitude) < 1.5 * usual:
+        raise ValueError(
+            f"longitude must be contiguous, got a gap of {gaps.max():g} degrees and none between the ends "
+            f"{longitude.max():g} and {longitude.min():g}: a region torn apart; call harmonise() first"
+        )
+    return longitude
+
+
+def _given_bounds(
+    dataset: xr.Dataset | xr.DataArray, name: str, centres: Array, assumed: Callable[[Array], Array]
+) -> Array | None:
+    """Return the edges (n + 1,) in increasing order that CF bounds give; None where they say what is assumed anyway."""
+    bounds = dataset[name].attrs.get("bounds", dataset[name].encoding.get("bounds"))
+    if bounds is None or isinstance(dataset, xr.DataArray) or bounds not in dataset.variables:
+        return None
+    pairs = np.sort(np.asarray(dataset[bounds].values, dtype=np.float64), axis=-1)
+    if pairs.shape != (centres.size, 2):
+        raise ValueError(f"{bounds!r}, the bounds of {name!r}, must have shape ({centres.size}, 2), got {pairs.shape}")
+    turns = 360 * np.round((centres - pairs.mean(axis=1)) / 360)  # longitudes lost their jump; the bounds follow
+    pairs = pairs + turns[:, None]
+    order = slice(None, None, -1 if centres[0] > centres[-1] else 1)
+    centres, pairs = centres[order], pairs[order]
+    if np.abs(pairs[1:, 0] - pairs[:-1, 1]).max(initial=0) > _ROUNDING:
+        raise ValueError(f"the cells in {bounds!r} must touch each other; drop it first: dataset.drop_vars({bounds!r})")
+    edges = np.append(pairs[:, 0], pairs[-1, 1])
+    return None if np.abs(edges - assumed(centres)).max() < _ROUNDING else edges
+
+
+def _within(ascending: Array, low: float, high: float) -> slice:
+    first, last = np.searchsorted(ascending, [low - _ROUNDING, high + _ROUNDING])
+    return slice(int(first), int(last))
+
+
+def _digest(*axes: Array) -> str:
+    text = "|".join(",".join(f"{value:.6f}" for value in np.round(axis, 6) + 0.0) for axis in axes)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _checked_axis(name: str, values: npt.ArrayLike) -> Array:

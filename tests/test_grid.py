@@ -10,7 +10,15 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from climapred.grid import EARTH_RADIUS_KM, Grid, cell_areas, great_circle_km
+from climapred.grid import (
+    EARTH_RADIUS_KM,
+    Grid,
+    ReducedGrid,
+    axis_names,
+    cell_areas,
+    descending_axes,
+    great_circle_km,
+)
 
 SPHERE = 4 * np.pi * (EARTH_RADIUS_KM * 1000) ** 2
 GLOBAL = {
@@ -151,7 +159,7 @@ def test_of_a_dataset_and_back():
         (lambda: Grid.regular(1, (10, 5, 0, 1)), r"region must be \(south, north, west, east\).*got \(10, 5"),
         (lambda: Grid.regular(1, (0, 5, 350, 10)), "west < east"),
         (lambda: Grid.gaussian(0), "a Gaussian grid needs number >= 1, got 0"),
-        (lambda: Grid.of(xr.Dataset(coords={"lat": [0, 1]})), r"1-D coordinate 'latitude', got \['lat'\]"),
+        (lambda: Grid.of(xr.Dataset(coords={"lat": [0, 1]})), r"1-D coordinate 'longitude', got \['lat'\]"),
     ],
 )
 def test_errors(make, message):
@@ -195,3 +203,111 @@ def test_distances_broadcast():
     distances = great_circle_km(latitude[:, None], longitude, 10, 20)
     assert distances.shape == (5, 7)
     assert distances[3, 2] == great_circle_km(latitude[3], longitude[2], 10, 20)
+
+
+def on_axes(latitude, longitude, **bounds):
+    """A dataset as a file has it: names lat and lon, CF bounds where given."""
+    dataset = xr.Dataset(coords={"lat": np.asarray(latitude, float), "lon": np.asarray(longitude, float)})
+    for name, edges in bounds.items():
+        dataset[name].attrs["bounds"] = f"{name}_bnds"
+        dataset[f"{name}_bnds"] = ((name, "bnds"), np.stack([edges[:-1], edges[1:]], axis=1))
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("longitude", "expected"),
+    [
+        ([0, 90, 180, 270], [0, 90, 180, 270]),
+        ([0, 90, 180, -90], [0, 90, 180, 270]),
+        ([180, -90, 0, 90], [180, 270, 360, 450]),
+        ([-180, -90, 0, 90], [-180, -90, 0, 90]),
+        ([90, 0, -90, 180], [-180, -90, 0, 90]),
+        ([350, 355, 0, 5], [-10, -5, 0, 5]),
+        ([170, 175, -180, -175], [170, 175, 180, 185]),
+        ([5, 0, 355, 350], [-10, -5, 0, 5]),
+    ],
+)
+@pytest.mark.parametrize("latitude", [[10, 20, 30], [30, 20, 10]])
+def test_of_axes_in_any_direction(latitude, longitude, expected):
+    dataset = on_axes(latitude, longitude)
+    grid = Grid.of(dataset)
+    np.testing.assert_array_equal(grid.latitude, [10, 20, 30])
+    np.testing.assert_array_equal((grid.longitude - expected) % 360, 0)
+    np.testing.assert_array_equal(np.diff(grid.longitude), np.diff(expected))
+    falls = [name for name, axis in (("lat", latitude), ("lon", longitude)) if axis[0] > axis[1] and axis[0] != 180]
+    assert descending_axes(dataset) == falls
+
+
+def test_of_brings_the_cells_of_the_file():
+    gaussian = Grid.gaussian(8)
+    edges = {"lat": gaussian.latitude_bounds, "lon": gaussian.longitude_bounds}
+    assert Grid.of(on_axes(gaussian.latitude, gaussian.longitude, **edges)) == gaussian
+    falling = {"lat": gaussian.latitude_bounds[::-1], "lon": gaussian.longitude_bounds}
+    assert Grid.of(on_axes(gaussian.latitude[::-1], gaussian.longitude, **falling)) == gaussian
+    regular = Grid.regular(30)
+    noisy = {"lat": regular.latitude_bounds + 2e-5, "lon": regular.longitude_bounds}
+    assert Grid.of(on_axes(regular.latitude, regular.longitude, **noisy)) == regular
+    jumping = on_axes([0, 1], [0, 120, -120], lon=np.array([-60, 60, 180, 300.0]))
+    np.testing.assert_array_equal(Grid.of(jumping).longitude_bounds, [-60, 60, 180, 300])
+    apart = on_axes([0, 1], [0, 1], lat=np.array([-0.5, 0.5, 1.5]))
+    apart["lat_bnds"][1, 0] = 0.7
+    with pytest.raises(ValueError, match=r"cells in 'lat_bnds' must touch each other; drop it first"):
+        Grid.of(apart)
+    other = apart.assign(lat_bnds=(("other", "bnds"), np.zeros((3, 2))))
+    with pytest.raises(ValueError, match=r"'lat_bnds', the bounds of 'lat', must have shape \(2, 2\), got \(3, 2\)"):
+        Grid.of(other)
+
+
+def test_axes_are_found_by_name_standard_name_or_units():
+    axes = {"y": ("y", [0.0, 1.0], {"standard_name": "latitude"}), "x": ("x", [0.0, 1.0], {"units": "degrees_east"})}
+    assert axis_names(xr.Dataset(coords=axes)) == ("y", "x")
+    assert axis_names(xr.Dataset(coords={**axes, "lat": [0.0, 1.0]})) == ("lat", "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"), [("1.5", Grid.regular(1.5)), ("N8", Grid.gaussian(8)), ("f8", Grid.gaussian(8))]
+)
+def test_named(name, grid):
+    assert Grid.named(name) == grid
+
+
+def test_named_in_a_region():
+    assert Grid.named("2.5", (20, 70, -20, 30)) == Grid.regular(2.5, (20, 70, -20, 30))
+    inside = Grid.named("N16", (20, 70, -20, 30))
+    full = Grid.gaussian(16)
+    np.testing.assert_array_equal(inside.latitude, full.latitude[(full.latitude >= 20) & (full.latitude <= 70)])
+    np.testing.assert_allclose(inside.longitude, 5.625 * np.arange(-3, 6))
+    assert set(inside.latitude_bounds.round(9)) <= set(full.latitude_bounds.round(9))
+    with pytest.raises(ValueError, match=r"a grid is a spacing in degrees such as 1\.5, or N48 or F48, got 'T63'"):
+        Grid.named("T63")
+
+
+@pytest.mark.parametrize("west", [-360, -180, -90.0, 0, 3, 90, 355, 700])
+def test_crop_turns_to_the_region(west):
+    grid = Grid(np.linspace(-90, 90, 19), np.linspace(-180, 170, 36))
+    part = grid.crop((-30, 40, west, west + 95))
+    first = np.ceil(west / 10) * 10
+    np.testing.assert_allclose(part.longitude, np.arange(first, west + 96, 10)[: part.shape[1]], atol=1e-9)
+    assert part.longitude[-1] > west + 85
+    np.testing.assert_array_equal(part.latitude, np.arange(-30, 41, 10))
+    np.testing.assert_allclose(part.longitude_bounds[[0, -1]], part.longitude[[0, -1]] + [-5, 5])
+
+
+def test_crop_of_a_region():
+    box = Grid.regular(1, region=(50, 60, 350, 362))
+    assert box.crop((52, 55, -5, 1)) == Grid.regular(1, region=(52, 55, -5, 1))
+    assert box.crop((0, 90, -40, 40)) == box._shifted(0)
+    with pytest.raises(ValueError, match=r"region \(south, north, west, east\) \(0, 10, 0, 5\) must hold 2 x 2 points"):
+        box.crop((0, 10, 0, 5))
+
+
+def test_reduced_grids():
+    o32 = ReducedGrid.octahedral(32)
+    assert (o32.size, o32.shape, repr(o32)) == (5248, (5248,), "ReducedGrid(O32, 5248 points)")
+    latitude, longitude = o32.centres()
+    assert latitude[0] == latitude[19] > latitude[20]  # 20 points on the northernmost row, then 24
+    np.testing.assert_allclose(longitude[20:44], 15 * np.arange(24))
+    assert o32 == ReducedGrid(32, o32.points) != ReducedGrid.octahedral(16)
+    assert len({o32, ReducedGrid.octahedral(32)}) == 1
+    assert o32.hash != Grid.gaussian(32).hash
+    assert repr(ReducedGrid(2, (20, 25, 25, 20))) == "ReducedGrid(N2, 90 points)"

@@ -1,37 +1,35 @@
-"""Fields from one Grid to another: weights as two sparse 1-D operators, applied lazily.
+"""Fields from one grid to another, lazily: ``regrid`` for datasets, ``Regridder`` for arrays.
 
-Both grids are rectilinear, so that each 2-D weight is a product: a target cell overlaps a source cell as far
-as both their latitudes and their longitudes do. A field F becomes
-
-    latitude_weights (H', H)  @  F (H, W)  @  longitude_weights (W', W) transposed
-
-which needs about H + W weights, not H W, and is exact: the area of a cell on the sphere is its width in
-longitude times its width in sin(latitude).
+A field F (H, W) becomes latitude_weights (H', H) @ F @ longitude_weights (W', W) transposed, which is exact: the area of
+a cell on the sphere is its width in longitude times its width in sin(latitude). See climapred.data.weights.
 """
 
 from __future__ import annotations
 
-import math
+import os
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from scipy.sparse import csr_array
 
-from climapred.grid import Array, Grid
+from climapred.data.weights import METHODS, Joint, Method, Separable, find_weights
+from climapred.grid import Array, Grid, ReducedGrid, axis_names, descending_axes
 
-Method = Literal["nearest", "bilinear", "conservative"]
-METHODS: tuple[str, ...] = get_args(Method)
+__all__ = ["METHODS", "Method", "Regridder", "regrid", "source_grid"]
 
 Data = TypeVar("Data", xr.Dataset, xr.DataArray)
 
-_HORIZONTAL = ("latitude", "longitude")
+_FORMAT = 1
 _ROUNDING = 1e-4  # degrees: coordinates stored as float32 are off by up to 2e-5
-_LEAST_COVER = 1e-3  # a conservative cell with less of its width inside the source counts as outside
 _NO_SHARE = 1e-9  # what the sum of some weights may be off by
-_BLOCK_POINTS = 2**16  # source points handled at once: small fields share a call, and all stays in the cache
+_BLOCK_POINTS = 2**18  # source points handled at once: small fields share a call, and all stays in the cache
+_UNTRUE = ("actual_range", "cell_measures")  # attributes that tell of the old points
 
 
 @dataclass(frozen=True)
@@ -44,20 +42,21 @@ class Regridder:
     - "bilinear": linear in latitude and in longitude between the four source points around the target point.
       NaN outside the outermost source points; but a periodic grid closes the circle, and where its cells
       reach a pole the row next to it is repeated at the pole. (CDO falls back there on inverse distances to
-      four points, which jumps from longitude to longitude.)
+      four points, which jumps from longitude to longitude.) On a reduced grid: along the two rows around the
+      target point, then between them.
     - "nearest": the source point nearest in latitude and in longitude; of two equally near, the southern or
-      western one. NaN outside the source cells.
+      western one. NaN outside the source cells. On a reduced grid: the nearest point on the sphere.
 
     Missing values: a target cell is NaN if more than ``max_missing`` of its weight inside the source falls on
     NaN; else it is the mean over the rest. So with 0 any NaN shows, and with 1 a single valid source point is
     enough.
 
     Attributes:
-        source, target: the grids, (H, W) and (H', W').
+        source, target: the grids, (H, W) or reduced (P,), and (H', W').
         method: one of ``METHODS``.
         max_missing: share in [0, 1].
-        latitude_weights, longitude_weights: (H', H) and (W', W), float64; a row sums to 1, or is empty where
-            the target lies outside the source.
+        weights: found from the grids where not given; a copy in another process finds them anew, so that tasks
+            carry coordinates only.
 
     Raises:
         ValueError: if the method is unknown, ``max_missing`` is no share, or the target lies elsewhere.
@@ -66,166 +65,191 @@ class Regridder:
     [[280.0, 280.0, 280.0, 280.0], [280.0, 280.0, 280.0, 280.0], [280.0, 280.0, 280.0, 280.0]]
     """
 
-    source: Grid
+    source: Grid | ReducedGrid
     target: Grid
     method: Method = "conservative"
     max_missing: float = 0.5
-    latitude_weights: csr_array = field(init=False, repr=False, compare=False)
-    longitude_weights: csr_array = field(init=False, repr=False, compare=False)
+    weights: Separable | Joint = field(default=cast(Separable, None), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if not 0 <= self.max_missing <= 1:
             raise ValueError(f"max_missing must lie in [0, 1], got {self.max_missing}")
-        source, target = self.source, self.target
-        if self.method == "conservative":
-            latitude = _conservative_latitude(source.latitude_bounds, target.latitude_bounds)
-            longitude = _conservative_longitude(source.longitude_bounds, target.longitude_bounds)
-        else:
-            latitude = _point_latitude(source, target.latitude, nearest=self.method == "nearest")
-            longitude = _point_longitude(source, target.longitude, nearest=self.method == "nearest")
-        if not (latitude.nnz and longitude.nnz):
-            raise ValueError(f"no point of the target lies in the source: source is {source}, target is {target}")
-        object.__setattr__(self, "latitude_weights", latitude)
-        object.__setattr__(self, "longitude_weights", longitude)
+        if not self.weights:
+            object.__setattr__(self, "weights", find_weights(self.source, self.target, self.method))
+
+    @property
+    def latitude_weights(self) -> csr_array:
+        """(H', H), float64, where the source is rectilinear."""
+        return self._separable.latitude
+
+    @property
+    def longitude_weights(self) -> csr_array:
+        """(W', W), float64, where the source is rectilinear."""
+        return self._separable.longitude
+
+    @property
+    def _separable(self) -> Separable:
+        if isinstance(self.weights, Joint):
+            raise AttributeError(f"the weights from {self.source} are one matrix, regridder.weights.matrix")
+        return self.weights
 
     def __call__(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return ``values`` (..., H, W) on the target grid: (..., H', W'), float32 for float32, else float64.
+        """Return ``values`` (..., H, W) or (..., P) as (..., H', W'), float32 for float32, else float64.
 
         Sums are float64.
         """
-        if values.shape[-2:] != self.source.shape:
+        shape = self.source.shape
+        if values.shape[-len(shape) :] != shape:
             raise ValueError(f"values must end in the shape of the source {self.source}, got {values.shape}")
         if self.source == self.target:
             return values.astype(_result_dtype(values.dtype), copy=False)
-        fields = values.reshape(-1, *self.source.shape)
+        leading = values.shape[: -len(shape)]
+        fields = values.reshape(-1, *shape)
         result = np.empty((len(fields), *self.target.shape), _result_dtype(values.dtype))
         step = max(1, _BLOCK_POINTS // self.source.size)
         for start in range(0, len(fields), step):
             result[start : start + step] = self._regrid_block(fields[start : start + step])
-        result[:, np.diff(self.latitude_weights.indptr) == 0] = np.nan
-        result[:, :, np.diff(self.longitude_weights.indptr) == 0] = np.nan
-        return result.reshape(*values.shape[:-2], *self.target.shape)
+        if not (covered := self.weights.covered).all():
+            result[:, ~covered] = np.nan
+        return result.reshape(*leading, *self.target.shape)
 
     def _regrid_block(self, fields: npt.NDArray[Any]) -> Array:
-        total = self._weighted_sum(fields)
-        if not np.isnan(total).any():  # any NaN that carries weight would show here
-            return total
+        with np.errstate(invalid="ignore"):  # infinity times no weight; seen to below
+            total = self.weights.apply(fields)
+        broken = np.isnan(total).any(axis=(1, 2))  # any NaN that carries weight shows here
+        if broken.any():
+            total[broken] = self._regrid_valid(fields[broken])
+        return total
+
+    def _regrid_valid(self, fields: npt.NDArray[Any]) -> Array:
         valid = ~np.isnan(fields)
-        share = self._weighted_sum(valid)
-        total = self._weighted_sum(np.where(valid, fields, 0))
+        share = self.weights.apply(valid)
+        filled = np.where(valid, fields, 0)
+        with np.errstate(invalid="ignore"):
+            total = self.weights.apply(filled)
+        if not np.isfinite(total).all():
+            total = self.weights.apply_exactly(filled)
         enough = share >= max(1 - self.max_missing - _NO_SHARE, _NO_SHARE)
         return np.divide(total, share, out=np.full_like(total, np.nan), where=enough)
 
-    def _weighted_sum(self, fields: npt.NDArray[Any]) -> Array:
-        """Return (N, H', W') of (N, H, W): first the operator that leaves fewer values for the other."""
-        (rows, height), (columns, width) = self.latitude_weights.shape, self.longitude_weights.shape
-        if rows * width <= height * columns:
-            first = self.latitude_weights @ _as_matrix(fields.transpose(1, 0, 2))  # (H', N W)
-            both = self.longitude_weights @ first.reshape(-1, width).T  # (W', H' N)
-            return both.reshape(columns, rows, -1).transpose(2, 1, 0)
-        first = self.longitude_weights @ _as_matrix(fields.transpose(2, 0, 1))  # (W', N H)
-        both = self.latitude_weights @ first.reshape(-1, height).T  # (H', W' N)
-        return both.reshape(rows, columns, -1).transpose(2, 0, 1)
+    def needed(self) -> tuple[slice, slice]:
+        """Return the source's rows and columns without which nothing changes: a small target needs few of them."""
+        return _hull(self.latitude_weights), _hull(self.longitude_weights)
+
+    def on_part(self, rows: slice, columns: slice) -> Regridder:
+        """Return the same regridding for fields cut to some rows and columns of the source, as from ``needed``."""
+        if isinstance(self.source, ReducedGrid):
+            raise ValueError(f"{self.source} has no columns to cut")
+        return Regridder(self.source.part(rows, columns), self.target, self.method, self.max_missing)
+
+    def save(self, path: str | Path) -> None:
+        """Write grids, method and weights to a NumPy archive (.npz), whole or not at all."""
+        path = Path(path)
+        content: dict[str, Any] = {
+            "format": np.array(_FORMAT),
+            "method": np.array(self.method),
+            "max_missing": np.array(self.max_missing),
+            "hashes": np.array([self.source.hash, self.target.hash]),
+            **_packed_grid("source", self.source),
+            **_packed_grid("target", self.target),
+        }
+        for name, matrix in _matrices(self.weights).items():
+            content |= {f"{name}_{part}": getattr(matrix, part) for part in ("data", "indices", "indptr", "shape")}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+        try:
+            np.savez_compressed(temporary, **content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Regridder:
+        """Return what ``save`` wrote; no weight is computed, and nothing in the file is run.
+
+        Raises:
+            FileNotFoundError: if there is no file.
+            ValueError: if it is not such a file, is damaged, or its grids or weights do not fit each other.
+        """
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                content = {name: archive[name] for name in archive.files}
+            if int(content["format"]) != _FORMAT:
+                raise ValueError(f"it has format {content['format']}, this climapred reads {_FORMAT}")
+            source, target = _unpacked_grid("source", content), _unpacked_grid("target", content)
+            if [source.hash, target.hash] != content["hashes"].tolist():
+                raise ValueError("its grids are not those that its weights were made for")
+            weights = _unpacked_weights(content, source, target)
+            method: Any = content["method"].item()
+            return cls(source, target, method, float(content["max_missing"]), weights)  # type: ignore[arg-type]
+        except FileNotFoundError:
+            raise
+        except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
+            raise ValueError(
+                f"{path} holds no usable weights: {error}; write them again with Regridder.save"
+            ) from error
+
+    def __reduce__(self) -> tuple[type[Regridder], tuple[Grid | ReducedGrid, Grid, Method, float]]:
+        return Regridder, (self.source, self.target, self.method, self.max_missing)
 
     def __dask_tokenize__(self) -> tuple[str, ...]:
         return "Regridder", self.source.hash, self.target.hash, self.method, repr(self.max_missing)
-
-
-def _as_matrix(block: npt.NDArray[Any]) -> Array:
-    return np.ascontiguousarray(block, dtype=np.float64).reshape(len(block), -1)
 
 
 def _result_dtype(dtype: np.dtype[Any]) -> type[np.float32 | np.float64]:
     return np.float32 if dtype.kind == "f" and dtype.itemsize <= 4 else np.float64
 
 
-def _conservative_latitude(source_bounds: Array, target_bounds: Array) -> csr_array:
-    """Return the share of each source cell in each target cell, (H', H), from edges (H + 1,) and (H' + 1,).
-
-    The area between two latitudes is proportional to the difference of their sines (Archimedes).
-    """
-    return _normalised(_overlaps(np.sin(np.radians(source_bounds)), np.sin(np.radians(target_bounds))))
+def _hull(weights: csr_array) -> slice:
+    """Return the used columns and one more at either end, where "nearest" may have to end a cell."""
+    return slice(max(int(weights.indices.min()) - 1, 0), min(int(weights.indices.max()) + 2, weights.shape[1]))
 
 
-def _conservative_longitude(source_bounds: Array, target_bounds: Array) -> csr_array:
-    """Return the share of each source cell in each target cell, (W', W), from edges (W + 1,) and (W' + 1,).
-
-    The source repeats every 360 degrees: a target from -10 to 2 finds its cells at 350 to 360 and at 0 to 2.
-    """
-    first = math.floor((target_bounds[0] - source_bounds[-1]) / 360)
-    last = math.ceil((target_bounds[-1] - source_bounds[0]) / 360)
-    turns = [_overlaps(source_bounds + 360 * turn, target_bounds) for turn in range(first, last + 1)]
-    return _normalised(csr_array(sum(turns[1:], start=turns[0])))
+def _packed_grid(name: str, grid: Grid | ReducedGrid) -> dict[str, npt.NDArray[Any]]:
+    axes = ("points",) if isinstance(grid, ReducedGrid) else tuple(grid.__dataclass_fields__)[:4]
+    return {f"{name}_{axis}": np.asarray(getattr(grid, axis)) for axis in axes}
 
 
-def _overlaps(source: Array, target: Array) -> csr_array:
-    """Return the length of the overlap of target interval i with source interval j, as share of i: (T, S).
-
-    All edges together cut the line into pieces, each in at most one interval of either side.
-    """
-    edges = np.union1d(source, target)
-    middle = (edges[1:] + edges[:-1]) / 2
-    column, row = (np.searchsorted(side, middle) - 1 for side in (source, target))
-    share = np.diff(edges) / np.diff(target)[np.clip(row, 0, target.size - 2)]
-    kept = (column >= 0) & (column < source.size - 1) & (row >= 0) & (row < target.size - 1)
-    return csr_array((share[kept], (row[kept], column[kept])), shape=(target.size - 1, source.size - 1))
+def _unpacked_grid(name: str, content: dict[str, npt.NDArray[Any]]) -> Grid | ReducedGrid:
+    if (points := content.get(f"{name}_points")) is not None:
+        return ReducedGrid(points.size // 2, tuple(points.tolist()))
+    return Grid(*(content[f"{name}_{axis}"] for axis in tuple(Grid.__dataclass_fields__)[:4]))
 
 
-def _normalised(overlaps: csr_array) -> csr_array:
-    """Return each row over its sum; a row too short to tell from rounded edges becomes empty."""
-    covered = overlaps.sum(axis=1)
-    scale = np.divide(1, covered, out=np.zeros_like(covered), where=covered > _LEAST_COVER)
-    data = overlaps.data * np.repeat(scale, np.diff(overlaps.indptr))
-    weights = csr_array((data, overlaps.indices, overlaps.indptr), shape=overlaps.shape)
-    weights.eliminate_zeros()
-    return weights
+def _matrices(weights: Separable | Joint) -> dict[str, csr_array]:
+    if isinstance(weights, Joint):
+        return {"matrix": weights.matrix}
+    return {"latitude_weights": weights.latitude, "longitude_weights": weights.longitude}
 
 
-def _point_latitude(source: Grid, targets: Array, *, nearest: bool) -> csr_array:
-    """Return weights (H', H); a row whose cell reaches a pole is repeated at the pole."""
-    points, rows = source.latitude, np.arange(source.latitude.size)
-    south, north = source.latitude_bounds[[0, -1]]
-    if south <= -90 + _ROUNDING < points[0]:
-        points, rows = np.append(-90.0, points), np.append(0, rows)
-    if north >= 90 - _ROUNDING > points[-1]:
-        points, rows = np.append(points, 90.0), np.append(rows, rows[-1])
-    inside = (south, north) if nearest else (points[0], points[-1])
-    return _between_points(points, rows, targets, inside, nearest)
+def _unpacked_weights(
+    content: dict[str, npt.NDArray[Any]], source: Grid | ReducedGrid, target: Grid | ReducedGrid
+) -> Separable | Joint:
+    """Return the weights, checked: shapes, indices, and rows that sum to 1 or are empty."""
+
+    def matrix(name: str, *shape: Any) -> csr_array:
+        data, indices, indptr = (content[f"{name}_{part}"] for part in ("data", "indices", "indptr"))
+        if content[f"{name}_shape"].tolist() != list(shape):
+            raise ValueError(f"{name} has shape {content[f'{name}_shape'].tolist()}, not {list(shape)}")
+        found = csr_array((data, indices, indptr), shape=shape)
+        found.check_format(full_check=True)
+        sums = found.sum(axis=1)
+        if not (np.isclose(sums, 1, atol=1e-6) | (sums == 0)).all():
+            raise ValueError(f"the rows of {name} must sum to 1, got {sums.min():g} to {sums.max():g}")
+        return found
+
+    if not isinstance(target, Grid):
+        raise ValueError("its target is a reduced grid")
+    if isinstance(source, ReducedGrid):
+        return Joint(matrix("matrix", target.size, source.size), target.shape)
+    (rows, columns), (height, width) = target.shape, source.shape
+    return Separable(matrix("latitude_weights", rows, height), matrix("longitude_weights", columns, width))
 
 
-def _point_longitude(source: Grid, targets: Array, *, nearest: bool) -> csr_array:
-    """Return weights (W', W); targets turn by 360 degrees to the source; a periodic one closes the circle."""
-    points, columns = source.longitude, np.arange(source.longitude.size)
-    west, east = source.longitude_bounds[[0, -1]]
-    targets = targets + 360 * np.ceil((west - _ROUNDING - targets) / 360)
-    if source.periodic:
-        points = np.concatenate([points[-1:] - 360, points, points[:1] + 360])
-        columns = np.concatenate([columns[-1:], columns, columns[:1]])
-    inside = (west, east) if nearest else (points[0], points[-1])
-    return _between_points(points, columns, targets, inside, nearest)
-
-
-def _between_points(
-    points: Array, indices: npt.NDArray[np.intp], targets: Array, inside: tuple[float, float], nearest: bool
-) -> csr_array:
-    """Return the weights of the two points around each target: linear, or for nearest rounded to 0 and 1.
-
-    ``points`` increase; ``indices`` are the source indices that they stand for. Targets outside ``inside``
-    get none.
-    """
-    row = np.flatnonzero((targets >= inside[0] - _ROUNDING) & (targets <= inside[1] + _ROUNDING))
-    right = np.clip(np.searchsorted(points, targets[row]), 1, points.size - 1)
-    share = np.clip((targets[row] - points[right - 1]) / (points[right] - points[right - 1]), 0, 1)
-    if nearest:
-        share = (share > 0.5).astype(np.float64)
-    weights = csr_array(
-        (np.concatenate([1 - share, share]), (np.tile(row, 2), indices[np.concatenate([right - 1, right])])),
-        shape=(targets.size, int(indices.max()) + 1),
-    )
-    weights.eliminate_zeros()
-    return weights
+def source_grid(data: xr.Dataset | xr.DataArray) -> Grid | ReducedGrid:
+    """Return the grid of the data: rectilinear, or reduced Gaussian where points run along a dimension ``values``."""
+    return ReducedGrid.of(data) if "values" in data.dims and "values" in data.coords else Grid.of(data)
 
 
 def regrid(
@@ -238,12 +262,14 @@ def regrid(
 ) -> Data:
     """Return ``data`` on ``grid``: lazy if it is lazy, the same values if it has the points of ``grid``.
 
-    Each variable with dims (..., "latitude", "longitude", ...) is regridded. Order of dims, names, attributes
-    and floating types stay (integers become float64), and so do variables and coordinates without these dims.
-    Cell bounds and further coordinates of the old points go. Dask chunks that split the horizontal join.
+    Each variable on latitude and longitude (or on the points of a reduced Gaussian grid) is regridded. Order of dims,
+    names, attributes and floating types stay (integers become float64), and so do variables and coordinates without
+    these dims. Cell bounds, further coordinates and the actual range of the old points go. Dask chunks that split the
+    horizontal join; of lazy data, only the part that ``grid`` needs is read.
 
     Args:
-        data: with coordinates "latitude" and "longitude".
+        data: with 1-D coordinates latitude and longitude in either direction, see ``Grid.of``; or with points along a
+            dimension "values", see ``ReducedGrid.of``.
         grid: the target.
         method: "conservative", "bilinear" or "nearest", see ``Regridder``.
         max_missing: largest share of NaN in a target cell, see ``Regridder``.
@@ -253,49 +279,77 @@ def regrid(
         ValueError: if the data is not on the source grid, if a variable has only one of the two dims or holds
             no numbers, and as ``Regridder`` does.
     """
-    own = Grid.of(data)
-    source = source or own
-    if not _same_points(source, own):
+    own = source_grid(data)
+    if source is not None and not _same_points(source, own):
         raise ValueError(f"source must be the grid of the data, {own}, got {source}")
-    regridder = Regridder(source, grid, method, max_missing)
-    if _same_points(source, grid):
-        return data.assign_coords(grid.coordinates())
+    regridder = Regridder(source or own, grid, method, max_missing)
+    if isinstance(own, ReducedGrid):
+        return _apply(data, ("values",), regridder)
+    names = axis_names(data)
+    data = data.isel(dict.fromkeys(descending_axes(data), slice(None, None, -1)))
+    if _same_points(own, grid):
+        return data.assign_coords(_coordinates(grid, names))
+    rows, columns = regridder.needed()
+    if (rows.stop - rows.start, columns.stop - columns.start) != own.shape:
+        data, regridder = data.isel({names[0]: rows, names[1]: columns}), regridder.on_part(rows, columns)
+    return _apply(data, names, regridder)
+
+
+def _apply(data: Data, dims: tuple[str, ...], regridder: Regridder) -> Data:
     if isinstance(data, xr.DataArray):
-        return _regrid_variable(data, regridder)
-    bounds = {data[name].attrs.get("bounds") for name in _HORIZONTAL}
+        return _regrid_variable(data, dims, regridder)
+    bounds = {data[name].attrs.get("bounds") for name in dims}
     variables = {
-        name: _regrid_variable(variable, regridder) if set(_HORIZONTAL) & set(variable.dims) else variable
+        name: _regrid_variable(variable, dims, regridder) if set(dims) & set(variable.dims) else variable
         for name, variable in data.data_vars.items()
         if name not in bounds
     }
-    frame = data.drop_vars(list(data.data_vars)).drop_dims(_HORIZONTAL)
-    return frame.assign_coords(grid.coordinates()).assign(variables)
+    frame = data.drop_vars(list(data.data_vars)).drop_dims(dims)
+    return frame.assign_coords(_coordinates(regridder.target, dims)).assign(variables)
 
 
-def _same_points(one: Grid, other: Grid) -> bool:
+def _coordinates(grid: Grid, dims: tuple[str, ...]) -> dict[str, Any]:
+    """Return the coordinates of the target, called as those of the source."""
+    names = dims if len(dims) == 2 else ("latitude", "longitude")
+    return {name: (name, *rest) for name, (_, *rest) in zip(names, grid.coordinates().values(), strict=True)}
+
+
+def _same_points(one: Grid | ReducedGrid, other: Grid | ReducedGrid) -> bool:
+    if not (isinstance(one, Grid) and isinstance(other, Grid)):
+        return one == other
     return one.shape == other.shape and all(
-        np.allclose(getattr(one, name), getattr(other, name), rtol=0, atol=_ROUNDING) for name in _HORIZONTAL
+        np.allclose(getattr(one, name), getattr(other, name), rtol=0, atol=_ROUNDING)
+        for name in ("latitude", "longitude")
     )
 
 
-def _regrid_variable(data: xr.DataArray, regridder: Regridder) -> xr.DataArray:
-    if not set(_HORIZONTAL) <= set(data.dims):
+def _regrid_variable(data: xr.DataArray, dims: tuple[str, ...], regridder: Regridder) -> xr.DataArray:
+    if not set(dims) <= set(data.dims):
         raise ValueError(
-            f"variable {data.name!r} must have both {_HORIZONTAL} or neither, got {data.dims}; drop it first"
+            f"variable {data.name!r} must have both {dims} or neither, got {data.dims}; drop it first, "
+            "or name the others in variables="
         )
     if data.dtype.kind not in "fiub":
         raise ValueError(f"variable {data.name!r} must hold numbers, got {data.dtype}; drop it first")
     if data.chunks is not None:
-        data = data.chunk(dict.fromkeys(_HORIZONTAL, -1))
+        data = data.chunk(dict.fromkeys(dims, -1))
+    coordinates = _coordinates(regridder.target, dims)
     result = xr.apply_ufunc(
-        regridder.__call__,  # dask makes a name of its input, and stumbles over the repr of an object
+        partial(
+            Regridder.__call__, regridder
+        ),  # dask makes a name of its input, and stumbles over the repr of an object
         data,
-        input_core_dims=[_HORIZONTAL],
-        output_core_dims=[_HORIZONTAL],
-        exclude_dims=set(_HORIZONTAL),
+        input_core_dims=[dims],
+        output_core_dims=[tuple(coordinates)],
+        exclude_dims=set(dims),
         dask="parallelized",
         output_dtypes=[_result_dtype(data.dtype)],
-        dask_gufunc_kwargs={"output_sizes": dict(zip(_HORIZONTAL, regridder.target.shape, strict=True))},
+        dask_gufunc_kwargs={"output_sizes": dict(zip(coordinates, regridder.target.shape, strict=True))},
         keep_attrs=True,
     )
-    return result.assign_coords(regridder.target.coordinates()).transpose(*data.dims)
+    order = [name for dim in data.dims for name in (tuple(coordinates) if dim == "values" else (dim,))]
+    return result.assign_coords(coordinates).transpose(*order).drop_attrs(deep=False).assign_attrs(_true(data.attrs))
+
+
+def _true(attrs: dict[Any, Any]) -> dict[Any, Any]:
+    return {name: value for name, value in attrs.items() if name not in _UNTRUE}
