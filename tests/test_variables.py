@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from climapred.variables import VARIABLES, canonical_name, convert_units, find_variable, select_names
+from climapred.variables import (
+    VARIABLES,
+    canonical_name,
+    convert_units,
+    find_variable,
+    fitting_units,
+    select_names,
+    unit_fits,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +28,9 @@ from climapred.variables import VARIABLES, canonical_name, convert_units, find_v
         (101325.0, "Pa", "millibars", 1013.25),
         (7.0, "m s**-1", "m s-1", 7.0),
         (280.0, "degK", "K", 280.0),
+        (36.0, "km/h", "m s-1", 10.0),
+        (3600.0, "knots", "m s-1", 1852.0),
+        (2.0, "g kg-1", "kg/kg", 0.002),
     ],
 )
 def test_conversions(value, source, target, expected):
@@ -29,7 +40,19 @@ def test_conversions(value, source, target, expected):
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [("K", "K"), ("kelvin", "degK"), ("hPa", "mbar"), ("m/s", "m s-1"), ("C", "celsius")],
+    [
+        ("K", "K"),
+        ("kelvin", "degK"),
+        ("hPa", "mbar"),
+        ("m/s", "m s-1"),
+        ("C", "celsius"),
+        ("Deg_K", "degrees Kelvin"),
+        ("degree_Celsius", "degrees C"),
+        ("m s**-1", "m.s^-1"),
+        ("m**2 s**-2", "m2 s-2"),
+        ("(kg kg-1)", "kg kg**-1"),
+        ("Pascals", "pa"),
+    ],
 )
 def test_other_spellings_return_the_same_object(source, target):
     values = np.ones(3)
@@ -69,7 +92,7 @@ def test_names():
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match=r"unknown variable 'precip'; known .*t2m \(2t, .*msl \(prmsl\)"):
+    with pytest.raises(ValueError, match=r"unknown variable 'precip'; known .*t2m \(2t, .*msl \(prmsl, "):
         find_variable("precip")
     assert canonical_name("precip") == "precip"
 
@@ -82,3 +105,30 @@ def test_names_are_matched_exactly_before_aliases():
         select_names(["2t", "VAR_2T"], ["t2m"], "x")
     with pytest.raises(ValueError, match=r"variable 'msl' cannot be taken from era5.grib, which has only: 2t, z"):
         select_names(["2t", "z"], "msl", "era5.grib")
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_every_variable_has_a_range_in_its_own_units(name):
+    low, high = VARIABLES[name].plausible
+    assert unit_fits(VARIABLES[name], VARIABLES[name].units, low, high)
+    assert not unit_fits(VARIABLES[name], VARIABLES[name].units, low, 2 * high)
+    assert not unit_fits(VARIABLES[name], VARIABLES[name].units, low - (high - low), high)
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest", "units"),
+    [
+        ("t2m", 250.0, 310.0, ["K"]),
+        ("t2m", -40.0, 45.0, ["degC", "degF"]),
+        ("t2m", -40.0, 110.0, ["degF"]),
+        ("msl", 96000.0, 104000.0, ["Pa"]),
+        ("msl", 960.0, 1040.0, ["hPa"]),
+        ("q", 0.0, 20.0, ["g kg-1"]),
+        ("t2m", 1e4, 2e4, []),
+        ("t2m", 250.0, np.inf, []),
+    ],
+)
+def test_the_units_that_values_are_weather_in(name, lowest, highest, units):
+    assert fitting_units(VARIABLES[name], lowest, highest) == units
+    for unit in ("K", "degC", "degF", "Pa", "hPa", "g kg-1", "furlong"):
+        assert unit_fits(VARIABLES[name], unit, lowest, highest) == (unit in units)

@@ -1,66 +1,78 @@
 """Any opened source -> canonical dims, names, units and order, without reading a field.
 
-What is known about files stands in two tables: COORDINATES here and VARIABLES in climapred.variables.
-Everything else is one generic translation. Only coordinates are read; the fields stay as lazy as they came.
+What is known about files stands in two tables: COORDINATES in climapred.data.axes and VARIABLES in
+climapred.variables. Everything else is one generic translation, which also tells what it found: each finding is
+something that a file does differently, with what is done about it. Only coordinates are read; the fields stay as
+lazy as they came.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar, get_args
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
+from climapred.data.axes import (
+    COORDINATES,
+    Axis,
+    Change,
+    horizontal_axes,
+    read_latitude,
+    read_longitude,
+    read_points,
+)
+from climapred.data.times import Calendar, Duplicates, read_time, version_label, version_ranks
 from climapred.variables import VARIABLES, Variable, canonical_name, convert_units, find_variable, select_names
 
-Floats = npt.NDArray[np.float64]
-Order = slice | npt.NDArray[np.intp]
+T = TypeVar("T")
+
+_KEPT_ATTRS = ("title", "institution", "source", "history", "references", "comment")
+_SELECTING = {
+    "level": ", or of GRIB open_source(..., select={'level': ...})",
+    "number": ", or of GRIB open_source(..., select={'member': ...})",
+}
+_PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value")
 
 
 @dataclass(frozen=True)
-class Coordinate:
-    """One axis of a field: its canonical name, the names and units by which files tell it, its CF attributes.
+class Finding:
+    """Something that a file does differently from the data model, and what harmonise does about it.
 
     Attributes:
-        aliases: lower-case names in files; the first that is present is taken, so `valid_time` wins over
-            `time`.
-        units: spellings that identify the axis where no name does.
+        subject: the axis or variable.
+        found: what is there; for a refusal the whole reason, with the way out.
+        action: "sorted to ascend", "converted to K", ..., "refused".
     """
 
-    name: str
-    aliases: tuple[str, ...]
-    units: tuple[str, ...]
-    attrs: tuple[tuple[str, str], ...]
+    subject: str
+    found: str
+    action: str
+
+    @property
+    def refused(self) -> bool:
+        """Harmonise raises this as an error."""
+        return self.action == "refused"
 
 
-COORDINATES: tuple[Coordinate, ...] = (
-    Coordinate(
-        "time",
-        ("valid_time", "time", "initial_time0_hours", "time_counter"),
-        (),
-        (("standard_name", "time"), ("long_name", "valid time, UTC"), ("axis", "T")),
-    ),
-    Coordinate(
-        "latitude",
-        ("latitude", "lat", "nav_lat", "g0_lat_1", "xlat"),
-        ("degrees_north", "degree_north", "degrees_N", "degree_N", "degreesN", "degreeN"),
-        (("standard_name", "latitude"), ("units", "degrees_north"), ("axis", "Y")),
-    ),
-    Coordinate(
-        "longitude",
-        ("longitude", "lon", "nav_lon", "g0_lon_2", "xlong"),
-        ("degrees_east", "degree_east", "degrees_E", "degree_E", "degreesE", "degreeE"),
-        (("standard_name", "longitude"), ("units", "degrees_east"), ("axis", "X")),
-    ),
-)
+@dataclass(frozen=True)
+class Translation:
+    """What harmonise makes of a dataset: the fields, or None where a finding is a refusal; the axes that could be read."""
 
-_KEPT_ATTRS = ("title", "institution", "source", "history", "references", "comment")
+    fields: xr.Dataset | None
+    axes: Mapping[str, Axis]
+    findings: tuple[Finding, ...]
 
 
-def harmonise(dataset: xr.Dataset, variables: Sequence[str] | None = None) -> xr.Dataset:
+def harmonise(
+    dataset: xr.Dataset,
+    variables: Sequence[str] | None = None,
+    *,
+    duplicates: Duplicates = "refuse",
+    calendar: Calendar = "refuse",
+) -> xr.Dataset:
     """Return the known variables of ``dataset`` in climapred's data model, lazily.
 
     Dims are ("time", "latitude", "longitude"): `time` is the valid time, datetime64[ns], unique and
@@ -68,40 +80,115 @@ def harmonise(dataset: xr.Dataset, variables: Sequence[str] | None = None) -> xr
     Greenwich: 350 to 2 becomes -10 to 2, a globe from -180 to 179 becomes 0 to 359. A region that fits into
     neither circle stays contiguous: from 100 E eastwards to 10 E becomes 100 to 370. A repeated cyclic column
     (0 and 360) is dropped. Coordinates lose the noise of float32, and where they are nearly uniform they
-    become exactly so. Names, units and attributes are those of climapred.variables; data types stay.
+    become exactly so; times lose the noise of fractional units below a millisecond. Names, units and attributes are
+    those of climapred.variables, with the file's own `cell_methods`; data types stay.
 
-    Fields in dask arrays, as open_source returns them, are not read.
+    Missing times stay missing: nothing is filled in. Where ERA5 comes in two versions (`expver`), as a dimension or as
+    the same time twice, final data (1) count before preliminary ones (5, ERA5T); they are never added.
+
+    A reduced Gaussian grid keeps its points: dims are ("time", "values"), with `latitude` and `longitude` along `values`
+    and the grid in the attributes of that, for ``regrid`` to take.
+
+    Fields in dask arrays, as open_source returns them, are not read. ``inspect_source`` tells what this would do.
 
     Args:
         dataset: what open_source returns, or any dataset with rectilinear coordinates.
         variables: names, as the file spells them or canonical; None for every variable that climapred knows.
+        duplicates: what to do where a time is there more than once: refuse, or take the first or the last field in
+            the order of the files.
+        calendar: what to do with calendars whose dates are not all real ones (360_day, noleap, ...): refuse, or keep
+            them as cftime dates, for work in xarray; ``build_store`` takes real dates only.
 
     Raises:
-        ValueError: if a variable is missing, unknown or without units; a dimension other than the three has
-            more than one element; times repeat or follow a calendar that is not ours; coordinates are
-            missing, repeated, curvilinear or off the sphere.
+        ValueError: if a variable is missing, unknown, still packed or without units; a dimension other than the three
+            has more than one element; times repeat or follow a calendar that is not ours; coordinates are
+            missing, repeated, curvilinear or off the sphere. Every reason has a line.
     """
-    chosen = _choose_variables(dataset, variables)
-    axes = {coordinate.name: _find_axis(dataset, coordinate) for coordinate in COORDINATES}
-    time = dataset[axes["time"]].squeeze()
-    if time.ndim > 1:
-        raise ValueError(
-            f"valid times {axes['time']!r} have dims {time.dims}: a set of forecasts, not one series; "
-            f"select one start or one lead first, e.g. dataset.isel({time.dims[1]}=0)"
-        )
-    dims = {str(dataset[axes[name]].dims[0]): name for name in ("latitude", "longitude")}
-    dims |= {str(dim): "time" for dim in time.dims}
-    fields = {variable.name: _field(dataset[name], variable, dims) for name, variable in chosen.items()}
-    times, time_order = _ordered_times(time, axes["time"])
-    latitude, latitude_order = _ordered_latitude(dataset[axes["latitude"]])
-    longitude, longitude_order = _ordered_longitude(dataset[axes["longitude"]])
-    values = {"time": times, "latitude": latitude, "longitude": longitude}
-    return (
-        xr.Dataset(fields, attrs={key: dataset.attrs[key] for key in _KEPT_ATTRS if key in dataset.attrs})
-        .isel(time=time_order, latitude=latitude_order, longitude=longitude_order)
-        .assign_coords({c.name: (c.name, values[c.name], dict(c.attrs)) for c in COORDINATES})
-        .drop_encoding()
-    )
+    translation = translate(dataset, variables, duplicates=duplicates, calendar=calendar)
+    if translation.fields is None:
+        raise ValueError("\n".join(finding.found for finding in translation.findings if finding.refused))
+    return translation.fields
+
+
+def translate(
+    dataset: xr.Dataset,
+    variables: Sequence[str] | None = None,
+    *,
+    duplicates: Duplicates = "refuse",
+    calendar: Calendar = "refuse",
+) -> Translation:
+    """Return what ``harmonise`` makes of a dataset, and all that it found; a refusal is a finding, not an error."""
+    for name, given, choice in (("duplicates", duplicates, Duplicates), ("calendar", calendar, Calendar)):
+        if given not in get_args(choice):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(choice))}, got {given!r}")
+    findings: list[Finding] = []
+    chosen = _attempt(findings, "variables", _choose_variables, dataset, variables) or {}
+    axes = _translate_axes(findings, dataset, duplicates, calendar)
+    fields = {}
+    for name, variable in chosen.items():
+        field = _translate_field(findings, dataset[name], variable, axes)
+        if field is not None:
+            fields[variable.name] = field
+    if variables is None:
+        left = [str(name) for name in dataset.data_vars if name not in chosen]
+        findings += [Finding(name, "unknown to climapred", "left out") for name in left]
+    refused = any(finding.refused for finding in findings)
+    return Translation(None if refused else _assembled(dataset, fields, axes), axes, tuple(findings))
+
+
+def _translate_axes(
+    findings: list[Finding], dataset: xr.Dataset, duplicates: Duplicates, calendar: Calendar
+) -> dict[str, Axis]:
+    """Return the axes that are not refused."""
+    axes = {"time": _attempt(findings, "time", read_time, dataset, duplicates, calendar)}
+    if points := _attempt(findings, "grid", read_points, dataset):
+        axes |= points
+    elif horizontal := _attempt(findings, "grid", horizontal_axes, dataset):
+        axes["latitude"] = _attempt(findings, "latitude", read_latitude, horizontal[0])
+        axes["longitude"] = _attempt(findings, "longitude", read_longitude, horizontal[1])
+    read = {name: axis for name, axis in axes.items() if axis is not None}
+    for name, axis in read.items():
+        findings += [Finding("grid" if name == "values" else name, *change) for change in axis.changes]
+    return read
+
+
+def _translate_field(
+    findings: list[Finding], array: xr.DataArray, variable: Variable, axes: dict[str, Axis]
+) -> xr.DataArray | None:
+    name = str(array.name)
+    converted = _attempt(findings, name, _converted, array, variable)
+    if converted is None:
+        return None
+    field, changes = converted
+    findings += [Finding(name, *change) for change in changes]
+    if not {c.name for c in COORDINATES} <= set(axes):  # one is refused, and the dimensions mean nothing
+        return None
+    shaped = _attempt(findings, name, _shaped, field, axes)
+    if shaped is None:
+        return None
+    field, changes = shaped
+    findings += [Finding(name, *change) for change in changes]
+    return field
+
+
+def _attempt(findings: list[Finding], subject: str, step: Callable[..., T], *arguments: object) -> T | None:
+    """Return the result of a step; where it refuses, that is a finding, and the result None."""
+    try:
+        return step(*arguments)
+    except ValueError as error:
+        findings.append(Finding(subject, str(error), "refused"))
+        return None
+
+
+def _assembled(dataset: xr.Dataset, fields: dict[str, xr.DataArray], axes: dict[str, Axis]) -> xr.Dataset:
+    result = xr.Dataset(fields, attrs={key: dataset.attrs[key] for key in _KEPT_ATTRS if key in dataset.attrs})
+    coordinates = {}
+    for c in COORDINATES:
+        coordinates[c.name] = (c.name if c.name in result.dims else "values", axes[c.name].values, dict(c.attrs))
+    if "values" in axes:
+        coordinates["values"] = ("values", axes["values"].values, dict(dataset["values"].attrs))
+    orders = {name: axis.order for name, axis in axes.items() if name in result.dims}
+    return result.isel(orders).assign_coords(coordinates).drop_encoding()
 
 
 def _choose_variables(dataset: xr.Dataset, variables: Sequence[str] | str | None) -> dict[str, Variable]:
@@ -123,164 +210,78 @@ def _choose_variables(dataset: xr.Dataset, variables: Sequence[str] | str | None
     return known
 
 
-def _find_axis(dataset: xr.Dataset, coordinate: Coordinate) -> str:
-    """Return the file's name of an axis: by name, else by standard_name, else by its units."""
-    by_lower_case = {str(name).lower(): str(name) for name in dataset.variables}
-    found = [by_lower_case[alias] for alias in coordinate.aliases if alias in by_lower_case]
-    for name, variable in dataset.coords.items():
-        attrs = variable.attrs
-        if attrs.get("standard_name") == coordinate.name or attrs.get("units") in coordinate.units:
-            found.append(str(name))
-    if not found:
+def _converted(array: xr.DataArray, variable: Variable) -> tuple[xr.DataArray, list[Change]]:
+    """Return one variable in canonical units and attributes, and what was done to it."""
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{array.name!r} must hold numbers, got {array.dtype}")
+    if packing := [key for key in _PACKING if key in array.attrs]:
         raise ValueError(
-            f"no coordinate {coordinate.name!r}: none of {', '.join(map(str, dataset.variables))} is called "
-            f"{', '.join(coordinate.aliases)} or says so in its standard_name or units; "
-            "rename one with dataset.rename"
+            f"{array.name!r} is still packed: {', '.join(packing)} among its attributes; open the file with open_source, "
+            "or decode it first: xr.decode_cf(dataset)"
         )
-    name = found[0]
-    if coordinate.name != "time" and dataset[name].ndim != 1:
-        raise ValueError(
-            f"{coordinate.name} {name!r} must be 1-D, got dims {dataset[name].dims}; points and curvilinear "
-            "grids are not rectilinear fields: regrid the file first, e.g. with `cdo remapbil`"
-        )
-    return name
-
-
-def _field(array: xr.DataArray, variable: Variable, dims: dict[str, str]) -> xr.DataArray:
-    """Return one variable: dims (time, latitude, longitude), no coordinates, canonical units and attrs."""
-    singles = [dim for dim, size in array.sizes.items() if size == 1 and dim not in dims]
-    array = array.squeeze(singles, drop=True)
-    for dim in array.dims:
-        if dim not in dims:
-            labels = f", {array[dim].values[:4].tolist()}..." if dim in array.coords else ""
-            raise ValueError(
-                f"{array.name!r} has the extra dimension {dim!r} of size {array.sizes[dim]}{labels}; "
-                f"select one element first: dataset.isel({dim}=0)"
-            )
-    absent = set(dims.values()) - {dims[str(dim)] for dim in array.dims}
-    if absent:
-        raise ValueError(f"{array.name!r} must have the dimensions {list(dims)}, got {array.dims}")
     if "units" not in array.attrs:
         raise ValueError(
             f"{array.name!r} has no units; where they are known to be {variable.units!r}, say so: "
             f"dataset[{array.name!r}].attrs['units'] = {variable.units!r}"
         )
+    units = str(array.attrs["units"])
     try:
-        field = convert_units(array, str(array.attrs["units"]), variable.units)
+        field = convert_units(array, units, variable.units)
     except ValueError as error:
         raise ValueError(f"{array.name!r}: {error}") from error
-    field = field.drop_vars(list(field.coords)).rename({dim: dims[str(dim)] for dim in field.dims})
+    changes = (
+        [(f"is {variable.long_name.lower()}", f"renamed to {variable.name}")] if array.name != variable.name else []
+    )
+    if units != variable.units:
+        same = field is array
+        changes.append((f"units {units!r}", f"called {variable.units}" if same else f"converted to {variable.units}"))
+    attrs = {"standard_name": variable.standard_name, "long_name": variable.long_name, "units": variable.units}
+    if "cell_methods" in array.attrs:
+        attrs["cell_methods"] = array.attrs["cell_methods"]
+    return field.drop_attrs().assign_attrs(attrs), changes
+
+
+def _shaped(array: xr.DataArray, axes: dict[str, Axis]) -> tuple[xr.DataArray, list[Change]]:
+    """Return one variable with dims (time, latitude, longitude) or (time, values), unsorted, without coordinates."""
+    horizontal = ("values",) if "values" in axes else ("latitude", "longitude")
+    dims = {axes[name].dim: name for name in ("time", *horizontal) if axes[name].dim is not None}
+    array, changes = _final_first(array)
+    singles = [str(dim) for dim, size in array.sizes.items() if size == 1 and dim not in dims]
+    changes += [(f"dimension {dim!r} of size 1{_labels(array, dim)}", "dropped") for dim in singles]
+    array = array.squeeze(singles, drop=True)
+    for dim in map(str, array.dims):
+        if dim not in dims:
+            raise ValueError(
+                f"{array.name!r} has the extra dimension {dim!r} of size {array.sizes[dim]}{_labels(array, dim)}; "
+                f"select one element first: dataset.isel({dim}=0)" + _SELECTING.get(dim, "")
+            )
+    absent = (
+        set(dims.values())
+        - {dims[str(dim)] for dim in array.dims}
+        - ({"time"} if axes["time"].values.size == 1 else set())
+    )
+    if absent:
+        raise ValueError(f"{array.name!r} must have the dimensions {list(dims)}, got {array.dims}")
+    field = array.drop_vars(list(array.coords)).rename({dim: dims[str(dim)] for dim in array.dims})
     if "time" not in field.dims:
         field = field.expand_dims("time")
-    attrs = {
-        "standard_name": variable.standard_name,
-        "long_name": variable.long_name,
-        "units": variable.units,
-    }
-    return field.transpose("time", "latitude", "longitude").drop_attrs().assign_attrs(attrs)
+    return field.transpose("time", *horizontal), changes
 
 
-def _ordered_times(time: xr.DataArray, name: str) -> tuple[npt.NDArray[np.datetime64], Order]:
-    """Return the times, increasing, and the order that makes them so."""
-    if time.dtype.kind == "O":
-        raise ValueError(
-            f"{name!r} follows the calendar {time.dt.calendar!r}, whose dates are not all real ones; "
-            "convert the file first, e.g. with dataset.convert_calendar('standard')"
-        )
-    if time.dtype.kind != "M":
-        raise ValueError(f"{name!r} must hold datetimes, got {time.dtype}; has it no units such as 'hours since ...'?")
-    if time.attrs.get("standard_name") == "forecast_reference_time":
-        raise ValueError(
-            f"{name!r} holds the starts of forecasts, not valid times; add them first: "
-            f"dataset.assign_coords(valid_time=dataset[{name!r}] + dataset.step)"
-        )
-    times = np.atleast_1d(time.values).astype("datetime64[ns]")
-    if np.isnat(times).any():
-        raise ValueError(f"{name!r} has {np.isnat(times).sum()} missing values (NaT) among {times.size} times")
-    order = np.argsort(times, kind="stable")
-    times = times[order]
-    repeated = times[1:][times[1:] == times[:-1]]
-    if repeated.size:
-        first = ", ".join(np.datetime_as_string(np.unique(repeated)[:3], unit="m"))
-        raise ValueError(
-            f"{repeated.size} of {times.size} times in {name!r} are repeated: {first}...; choose files that "
-            f"do not overlap, or say which field counts: dataset.drop_duplicates({time.dims[0]!r}, keep='last')"
-        )
-    return times, _as_slice(order)
+def _final_first(array: xr.DataArray) -> tuple[xr.DataArray, list[Change]]:
+    """Return the array without a dimension of ERA5's versions: final data, and preliminary ones where they lack."""
+    dim = next((str(dim) for dim in array.dims if str(dim).lower() == "expver"), None)
+    labels = [version_label(value) for value in array[dim].values] if dim in array.coords else []
+    ranks = version_ranks(labels)
+    if dim is None or ranks is None or len(labels) == 1 or len(set(ranks)) < len(ranks):
+        return array, []
+    final, preliminary = (array.isel({dim: int(number)}, drop=True) for number in np.argsort(ranks))
+    found = f"expver {' and '.join(labels)} side by side, along a dimension"
+    return final.fillna(preliminary), [(found, "combined: final data (1) before ERA5T (5), point by point")]
 
 
-def _ordered_latitude(latitude: xr.DataArray) -> tuple[Floats, Order]:
-    """Return the latitudes, ascending, and the order that makes them so."""
-    values = _without_float_noise(latitude)
-    if np.abs(values).max() > 90:
-        raise ValueError(f"latitude {latitude.name!r} must lie in [-90, 90], got {values.min():g} to {values.max():g}")
-    order = np.argsort(values, kind="stable")
-    values = values[order]
-    if (np.diff(values) < 1e-6).any():
-        raise ValueError(f"latitude {latitude.name!r} has repeated values: {_repeated(values)}")
-    return _uniform_if_nearly(values, latitude.dtype), _as_slice(order)
-
-
-def _ordered_longitude(longitude: xr.DataArray) -> tuple[Floats, Order]:
-    """Return the longitudes, ascending and contiguous, and the order that makes them so.
-
-    A region starts after the widest gap on its circle of longitudes; a globe has no such gap and starts at
-    the smallest longitude in [0, 360).
-    """
-    raw = _without_float_noise(longitude)
-    if raw.min() < -360 or raw.max() > 720:
-        raise ValueError(f"longitude {longitude.name!r} must be in degrees, got {raw.min():g} to {raw.max():g}")
-    values = np.round(raw % 360, 9)
-    values[values > 360 - 1e-6] = 0
-    order = np.argsort(values, kind="stable")
-    again = np.flatnonzero(np.diff(values[order]) < 1e-6) + 1
-    if (np.abs(raw[order[again]] - raw[order[again - 1]]) < 1).any():
-        raise ValueError(f"longitude {longitude.name!r} has repeated values: {_repeated(values[order])}")
-    order = np.delete(order, again)  # the cyclic column: the same place, written as 0 and as 360
-    values = values[order]
-    gaps = np.diff(values, append=values[0] + 360)
-    start = 0 if gaps.max() < 1.5 * np.median(gaps) else (int(gaps.argmax()) + 1) % values.size
-    order, values = np.roll(order, -start), np.roll(values, -start)
-    values[values.size - start :] += 360
-    if values[-1] >= 360 and values[0] >= 180:
-        values -= 360
-    return _uniform_if_nearly(values, longitude.dtype), _as_slice(order)
-
-
-def _without_float_noise(coordinate: xr.DataArray) -> Floats:
-    """Return degrees in float64; a value that went through float32 becomes the decimal that it stood for.
-
-    The float32 nearest to 359.9 is 359.899994; the shortest decimal that reads as the same float32 is 359.9.
-    Values that are exact in six decimals, such as 359.296875, need no guess.
-    """
-    values = np.asarray(coordinate.values, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{coordinate.name!r} must be finite, got {values[~np.isfinite(values)][:3]}")
-    single = values.astype(np.float32)
-    if (single == values).all():
-        shortest = np.array([float(str(value)) for value in single])
-        values = np.where(np.round(values, 6) == values, values, shortest)
-    return np.round(values, 9)
-
-
-def _uniform_if_nearly(values: Floats, dtype: np.dtype[Any]) -> Floats:
-    """Return evenly spaced values where all lie within 1e-4 of a step of them; Gaussian latitudes do not."""
-    if values.size < 3:
-        return values
-    line: Floats = np.linspace(values[0], values[-1], values.size)
-    tolerance = 1e-4 * (line[1] - line[0])
-    if dtype.itemsize < 8:
-        tolerance += float(np.spacing(np.float32(np.abs(values).max())))
-    return np.round(line, 9) if np.abs(values - line).max() <= tolerance else np.round(values, 9)
-
-
-def _repeated(ascending: Floats) -> str:
-    return ", ".join(f"{value:g}" for value in ascending[1:][np.diff(ascending) < 1e-6][:3])
-
-
-def _as_slice(order: npt.NDArray[np.intp]) -> Order:
-    """Return the order as a slice where it is one: slices stay cheap and lazy, also without dask."""
-    count = np.arange(order.size)
-    if (order == count).all():
-        return slice(0, order.size)
-    return slice(order.size - 1, None, -1) if (order == count[::-1]).all() else order
+def _labels(array: xr.DataArray, dim: str) -> str:
+    if dim not in array.coords:
+        return ""
+    values = array[dim].values[:4].tolist()
+    return f", {values}" + ("..." if array.sizes[dim] > 1 else "")
