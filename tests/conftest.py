@@ -44,6 +44,14 @@ class TinyRun(NamedTuple):
     out: Path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Keep what climapred caches, also in processes that tests start, away from the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIMAPRED_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """The tiny recipe, run once and undisturbed; never written to: ``tiny_run`` is a copy."""

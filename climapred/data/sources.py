@@ -1,142 +1,181 @@
-"""Open files lazily, values untouched: NetCDF, Zarr, and GRIB through climapred.data.grib."""
+"""Open files lazily, values untouched: NetCDF, Zarr, and GRIB through climapred.data.grib; local or behind URLs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from glob import glob
-from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import xarray as xr
 
 from climapred.data.grib import open_grib
+from climapred.data.messages import Damaged
+from climapred.data.netcdf import open_netcdf
+from climapred.data.remote import ZARR_DOCUMENTS, RemoteFile, expand_url, is_url
 from climapred.variables import select_names
 
-Source = str | Path | Sequence[str | Path]
+Location = Path | RemoteFile
+Source = str | Location | Sequence[str | Location]
 Kind = Literal["grib", "netcdf", "zarr"]
 
 BLOCK_BYTES = 64 * 2**20
 
 _MAGIC: dict[bytes, Kind] = {b"GRIB": "grib", b"CDF": "netcdf", b"\x89HDF\r\n\x1a\n": "netcdf"}
-_ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata")
 
 
-def open_source(path: Source, *, variables: Sequence[str] | None = None) -> xr.Dataset:
+def open_source(
+    path: Source,
+    *,
+    variables: Sequence[str] | None = None,
+    select: Mapping[str, Any] | None = None,
+    damaged: Damaged = "error",
+    block: int | None = None,
+) -> xr.Dataset:
     """Return the contents of files as one lazy dataset: names, units, order and values are the files' own.
 
-    What a file is, its content tells, not its name. Several files are joined along their time coordinate, in
-    the order of their names. Arrays are dask-backed, in blocks of at most 64 MiB along time only, aligned
-    with the chunks on disk, so that a year of 6-hourly fields is a few blocks. Packed values are decoded by
-    xarray; GRIB values are float32.
+    What a file is, its content tells, not its name. Several files are joined along their time coordinate, in the order of their
+    names. Packed values are decoded by xarray; GRIB values are float32; calendars other than the standard one stay as they are,
+    with cftime dates.
+
+    Arrays are dask-backed, in blocks along time only: of at most 64 MiB and aligned with the chunks on disk, so that a year of
+    6-hourly fields is a few blocks; of GRIB, about 4 MiB (see ``open_grib``).
 
     Args:
-        path: a file, a Zarr folder, a glob pattern, or a list of these; `~` is expanded.
+        path: a file, a Zarr folder, a URL (http, s3, gs: see climapred.data.remote), a glob pattern, or a list of these; `~` is
+            expanded.
         variables: names as the file spells them, canonical names or aliases; None for all.
+        select: GRIB messages to take, such as {"level": 500}; see ``open_grib``.
+        damaged: what to do about damaged GRIB messages: "error", or "skip" them with a warning.
+        block: times in a dask block; None for the above.
 
     Raises:
         FileNotFoundError: if nothing matches.
-        ValueError: if a file is empty, damaged or of unknown kind, lacks a variable, or does not fit the
-            others: another grid, other variables or units.
+        ImportError: if a URL needs packages that are not installed.
+        OSError: if a server cannot be reached or refuses.
+        ValueError: if a file is empty, damaged or of unknown kind, lacks a variable, or does not fit the others: another grid,
+            other variables, units or calendar.
     """
     paths = expand_paths(path)
-    kinds = {file: _kind(file) for file in paths}
-    if len(set(kinds.values())) > 1:
-        named = "; ".join(f"{file} is {kind}" for file, kind in kinds.items() if kind != kinds[paths[0]])
-        raise ValueError(f"files of one source must be of one kind: {paths[0]} is {kinds[paths[0]]}, but {named}")
-    if kinds[paths[0]] == "grib":
-        return open_grib(paths, variables)
-    datasets = [_open_one(file, kinds[file], variables) for file in paths]
+    places = [_locate(file) for file in paths]
+    kinds = [_kind(file, place) for file, place in zip(paths, places, strict=True)]
+    kind = kinds[0]
+    if len(set(kinds)) > 1:
+        named = "; ".join(f"{file} is {other}" for file, other in zip(paths, kinds, strict=True) if other != kind)
+        raise ValueError(f"files of one source must be of one kind: {paths[0]} is {kind}, but {named}")
+    if kind == "grib":
+        files = [str(place) for place in places]
+        return open_grib(files, variables, select=select, damaged=damaged, block=block)
+    if select:
+        raise ValueError(
+            f"select= chooses GRIB messages, but {paths[0]} is {kind}; use dataset.sel(...) on what is opened"
+        )
+    datasets = [_open_one(file, place, variables, block) for file, place in zip(paths, places, strict=True)]
     return datasets[0] if len(datasets) == 1 else _concatenate(datasets, paths)
 
 
-def expand_paths(path: Source) -> list[Path]:
-    """Return the files that a path, a glob pattern or a list of these stands for.
+def expand_paths(path: Source) -> list[Location]:
+    """Return the files that a path, a URL, a glob pattern or a list of these stands for.
 
     A pattern gives its files in natural order: air.2.nc before air.10.nc. A list keeps its order.
 
     Raises:
-        FileNotFoundError: if a path does not exist or a pattern matches nothing.
+        FileNotFoundError: if a path does not exist or a pattern matches nothing. A URL without a pattern is not looked up.
     """
+    if isinstance(path, RemoteFile):
+        return [path]
     if not isinstance(path, (str, Path)):
         if not path:
             raise FileNotFoundError("no files given: the list of paths is empty")
         return [file for one in path for file in expand_paths(one)]
     wanted = Path(path).expanduser()
-    if wanted.exists():
+    found: list[Location]
+    if is_url(path):
+        found = [*expand_url(str(path))]
+    elif wanted.exists():
         return [wanted]
-    found = sorted(map(Path, glob(str(wanted), recursive=True)), key=_natural_key)
+    else:
+        found = [Path(file) for file in glob(str(wanted), recursive=True)]
     if not found:
-        raise FileNotFoundError(f"no file matches {str(path)!r} (working directory {Path.cwd()})")
-    return found
+        raise FileNotFoundError(
+            f"no file matches {str(path)!r}" + ("" if is_url(path) else f" (working directory {Path.cwd()})")
+        )
+    return sorted(found, key=_natural_key)
 
 
 def source_identity(path: Source) -> list[dict[str, str | int]]:
-    """Return name, size in bytes and mtime_ns of each file, as build journals keep them.
+    """Return what tells a file from a changed one, as build journals keep it, for each file.
 
-    A Zarr folder counts as one file: the sum of its sizes, the latest of its times.
+    Of a local file name, size in bytes and mtime_ns; a Zarr folder counts as one file: the sum of its sizes, the latest of its
+    times. Of a URL name, size, etag and date of change as far as the server tells them; of a Zarr store behind a URL the
+    checksum of its description.
     """
     identity: list[dict[str, str | int]] = []
     for file in expand_paths(path):
+        if isinstance(file, RemoteFile):
+            identity.append(file.identity())
+            continue
         parts = [part.stat() for part in (file.rglob("*") if file.is_dir() else [file]) if part.is_file()]
         mtime = max((part.st_mtime_ns for part in parts), default=0)
         identity.append({"name": file.name, "size": sum(part.st_size for part in parts), "mtime_ns": mtime})
     return identity
 
 
-def _natural_key(path: Path) -> list[str | int]:
+def _natural_key(path: Location) -> list[str | int]:
     """Return a sorting key in which the digits of a path count as numbers."""
     parts = re.split(r"(\d+)", str(path))  # text and digits take turns, text first
     return [part if number % 2 == 0 else int(part) for number, part in enumerate(parts)]
 
 
-def _kind(path: Path) -> Kind:
-    if path.is_dir():
-        if any((path / name).is_file() for name in _ZARR_FILES):
+def _locate(file: Location) -> Location:
+    """Return where a file is read: a file behind a URL in its copy, a Zarr store where it is."""
+    return file.local_copy() if isinstance(file, RemoteFile) and not file.is_zarr() else file
+
+
+def _kind(file: Location, place: Location) -> Kind:
+    if isinstance(place, RemoteFile):
+        return "zarr"
+    if place.is_dir():
+        if any((place / name).is_file() for name in ZARR_DOCUMENTS):
             return "zarr"
         raise ValueError(
-            f"{path} is a folder without {' or '.join(_ZARR_FILES)}: not a Zarr store; its files are {path}/*"
+            f"{file} is a folder without {' or '.join(ZARR_DOCUMENTS)}: not a Zarr store; its files are {file}/*"
         )
-    with path.open("rb") as file:
-        start = file.read(8)
+    with place.open("rb") as opened:
+        start = opened.read(8)
     if not start:
-        raise ValueError(f"{path} is empty; a GRIB, NetCDF or Zarr source was wanted")
+        raise ValueError(f"{file} is empty; a GRIB, NetCDF or Zarr source was wanted")
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
             return kind
-    raise ValueError(f"{path} is neither GRIB, NetCDF nor Zarr: it begins with {start!r}")
+    raise ValueError(f"{file} is neither GRIB, NetCDF nor Zarr: it begins with {start!r}")
 
 
-def _open_one(path: Path, kind: Kind, variables: Sequence[str] | None) -> xr.Dataset:
+def _open_one(file: Location, place: Location, variables: Sequence[str] | None, block: int | None) -> xr.Dataset:
+    is_file = isinstance(place, Path) and place.is_file()
     try:
-        if kind == "zarr":
-            dataset = xr.open_zarr(path, chunks=None, consolidated=(path / ".zmetadata").is_file())
-        else:
-            dataset = xr.open_dataset(path, engine="netcdf4", chunks=None)
-            _check_classic_size(path, dataset)
+        dataset = open_netcdf(Path(str(place))) if is_file else _open_zarr(place)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is a {kind} source, but truncated or not decodable: {error}") from error
-    dataset = dataset[select_names(map(str, dataset.data_vars), variables, str(path))]
+        kind = "netcdf" if is_file else "zarr"
+        raise ValueError(f"{file} is a {kind} source, but truncated or not decodable: {error}") from error
+    dataset = dataset[select_names(map(str, dataset.data_vars), variables, str(file))]
     time = _time_dimension(dataset)
-    blocks = {name: _blocked(dataset[name].variable, time) for name in dataset.data_vars}
+    if time is not None and not dataset.sizes[time]:
+        raise ValueError(f"{file} holds no times: its {time!r} is empty")
+    blocks = {name: _blocked(dataset[name].variable, time, block) for name in dataset.data_vars}
     return dataset.assign(blocks).drop_encoding()
 
 
-def _check_classic_size(path: Path, dataset: xr.Dataset) -> None:
-    """Refuse a classic NetCDF file that is shorter than its uncompressed variables.
-
-    The NetCDF library reads zeros past the end of such a file. A cut of less than the header's length is not
-    noticed.
-    """
-    with path.open("rb") as file:
-        if file.read(3) != b"CDF":
-            return
-    encodings = (variable.encoding for variable in dataset.variables.values())
-    wanted = sum(prod(e["original_shape"]) * e["dtype"].itemsize for e in encodings if "original_shape" in e)
-    if path.stat().st_size < wanted:
-        raise ValueError(f"its variables need {wanted} bytes, the file has {path.stat().st_size}")
+def _open_zarr(place: Location) -> xr.Dataset:
+    consolidated = place.is_consolidated() if isinstance(place, RemoteFile) else (place / ".zmetadata").is_file()
+    dataset = xr.open_zarr(str(place), chunks=None, consolidated=consolidated)
+    if not dataset.variables:
+        raise ValueError(
+            "no arrays are found; behind http it needs consolidated metadata: zarr.consolidate_metadata(...)"
+        )
+    return dataset
 
 
 def _time_dimension(dataset: xr.Dataset) -> str | None:
@@ -147,17 +186,19 @@ def _time_dimension(dataset: xr.Dataset) -> str | None:
     return None
 
 
-def _blocked(variable: xr.Variable, time: str | None) -> xr.Variable:
+def _blocked(variable: xr.Variable, time: str | None, block: int | None) -> xr.Variable:
     """Return the variable as a dask array, in blocks along time that begin where chunks on disk begin."""
     if time not in variable.sizes:
         return variable.chunk()
     count = variable.sizes[time]
+    if block is not None:
+        return variable.chunk({time: min(block, count)})
     on_disk = variable.encoding.get("preferred_chunks", {}).get(time, 1)
     steps = min(max(1, BLOCK_BYTES * count // max(variable.nbytes, 1)), count)
     return variable.chunk({time: steps // on_disk * on_disk or steps})
 
 
-def _concatenate(datasets: list[xr.Dataset], paths: list[Path]) -> xr.Dataset:
+def _concatenate(datasets: list[xr.Dataset], paths: list[Location]) -> xr.Dataset:
     first = datasets[0]
     time = _time_dimension(first)
     if time is None:
@@ -185,6 +226,9 @@ def _check_fits(first: xr.Dataset, other: xr.Dataset, time: str, complaint: str)
         )
     if time not in other.indexes:
         raise ValueError(f"{complaint}: it has no coordinate {time!r}, only {list(other.indexes)}")
+    calendars = [dataset[time].dt.calendar for dataset in (first, other)]
+    if calendars[0] != calendars[1]:
+        raise ValueError(f"{complaint}: its calendar is {calendars[1]!r}, not {calendars[0]!r}")
     for name, variable in first.data_vars.items():
         if variable.attrs.get("units") != (found := other[name].attrs.get("units")):
             raise ValueError(f"{complaint}: {name!r} has units {found!r}, not {variable.attrs.get('units')!r}")

@@ -24,7 +24,7 @@ of its source box to its target box, exactly ``lag`` later, in a pattern P of me
 globe, also where the grid is only a part of it: what comes in over a western edge is weather from outside.
 """
 
-from climapred.testing.files import write_era5_grib, write_ncep
+from climapred.testing.files import write_era5_grib, write_grib, write_ncep
 from climapred.testing.weather import DEFAULT_LINKS, Link, Sample, perfect_forecast, synthetic_temperature
 
 __all__ = [
@@ -34,5 +34,6 @@ __all__ = [
     "perfect_forecast",
     "synthetic_temperature",
     "write_era5_grib",
+    "write_grib",
     "write_ncep",
 ]

@@ -1,11 +1,12 @@
-"""Fields in files as reanalyses deliver them: NCEP/NCAR as packed NetCDF, ERA5 as GRIB."""
+"""Fields in files as reanalyses deliver them: NCEP/NCAR as packed NetCDF, ERA5 as GRIB; and GRIB messages of any kind."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import netCDF4
 import numpy as np
@@ -91,6 +92,33 @@ def write_era5_grib(fields: xr.Dataset, path: str | Path) -> Path:
                 eccodes.codes_write(message, file)
     finally:
         eccodes.codes_release(message)
+    return path
+
+
+def write_grib(path: str | Path, *messages: Mapping[str, Any], sample: str = "regular_ll_sfc_grib1") -> Path:
+    """Write one GRIB message for each mapping of eccodes keys; return the path.
+
+    The keys change a sample message of eccodes, in their order; ``values`` come next, in scanning order, and ``packingType``
+    last: it repacks them. Without ``values`` they are 1, 2, 3, ... The edition is that of the sample.
+    """
+    import eccodes  # loaded where used: see write_era5_grib
+
+    path = Path(path)
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        for keys in messages:
+            message = eccodes.codes_grib_new_from_samples(sample)
+            try:
+                for key, value in keys.items():
+                    if key not in ("values", "packingType"):
+                        eccodes.codes_set(message, key, value)
+                count = eccodes.codes_get_long(message, "numberOfDataPoints")
+                values = np.asarray(keys.get("values", np.arange(1.0, count + 1)), np.float64)
+                eccodes.codes_set_values(message, values.ravel())
+                if "packingType" in keys:
+                    eccodes.codes_set(message, "packingType", keys["packingType"])
+                eccodes.codes_write(message, file)
+            finally:
+                eccodes.codes_release(message)
     return path
 
 

@@ -10,11 +10,13 @@ import dask
 import eccodes
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import xarray as xr
 
-from climapred.data import grib
-from climapred.data.grib import message_table, open_grib
+from climapred.data.grib import _block, open_grib
+from climapred.data.messages import MessageGrid, message_table
+from climapred.testing import write_grib
 from climapred.variables import canonical_name
 
 DATA = Path(os.environ.get("CLIMAPRED_DATA", Path(__file__).parents[2] / "../shared/data"))
@@ -32,21 +34,6 @@ REAL = [
     "grib/scanning_mode_64.grib",
     "grib/t_analysis_and_fc_0.grib",
 ]
-
-
-def write_messages(path: Path, *messages: dict, sample: str = "regular_ll_sfc_grib1") -> Path:
-    """Write one message for each dict of eccodes keys; `values` is set last."""
-    with path.open("wb") as file:
-        for keys in messages:
-            handle = eccodes.codes_grib_new_from_samples(sample)
-            values = keys.get("values", np.arange(1.0, 497.0))
-            for key, value in keys.items():
-                if key != "values":
-                    eccodes.codes_set(handle, key, value)
-            eccodes.codes_set_values(handle, values)
-            eccodes.codes_write(handle, file)
-            eccodes.codes_release(handle)
-    return path
 
 
 def two_metre(hour: int, **keys) -> dict:
@@ -127,6 +114,7 @@ def test_era5_month_of_the_united_kingdom():
         "GRIB_shortName": "2t",
         "GRIB_typeOfLevel": "surface",
     }
+    assert dataset.attrs == {}
     np.testing.assert_array_equal(np.diff(dataset.time), np.timedelta64(1, "h"))
     np.testing.assert_array_equal(dataset.latitude, np.linspace(58, 50, 33))
     np.testing.assert_array_equal(dataset.longitude, np.linspace(-10, 2, 49))
@@ -150,9 +138,17 @@ def test_gaussian_coordinates_are_those_of_eccodes_and_of_the_legendre_roots():
 
 
 @needs_data
-def test_damaged_message_is_an_error_with_its_place():
-    with pytest.raises(ValueError, match=r"levels-corrupted.grib .* damaged at byte 0 .*; 0 good messages"):
-        open_grib([DATA / "grib/era5-levels-corrupted.grib"])
+def test_damaged_message_is_an_error_and_the_good_ones_are_read_on_request():
+    path = DATA / "grib/era5-levels-corrupted.grib"
+    with pytest.raises(
+        ValueError, match=r"levels-corrupted.grib is truncated or damaged at byte 0 .*; 1 good messages are in it"
+    ):
+        open_grib([path])
+    with pytest.warns(UserWarning, match="1 good messages are in it and are read; the damaged ones are skipped"):
+        dataset = open_grib([path], damaged="skip")
+    handle = eccodes.codes_new_from_message(path.read_bytes()[22068:])
+    np.testing.assert_array_equal(dataset.t.values.ravel(), eccodes.codes_get_values(handle).astype(np.float32))
+    eccodes.codes_release(handle)
 
 
 # values are 0, 1, 2, ... in scanning order; the point iterator says where each one lies
@@ -175,50 +171,87 @@ def test_scanning_modes_equal_eccodes_point_iterator(tmp_path, west, north, by_c
         "jPointsAreConsecutive": by_column,
         "values": np.arange(float(rows * columns)),
     }
-    path = write_messages(tmp_path / "one.grib", keys, sample="regular_ll_sfc_grib2")
+    path = write_grib(tmp_path / "one.grib", keys, sample="regular_ll_sfc_grib2")
     for handle in each_message(path):
         assert_same_points(open_grib([path])["t"].isel(time=0), points_of(handle))
 
 
 def test_several_files_make_one_series_in_order_of_time(tmp_path):
-    late = write_messages(tmp_path / "a.grib", *(two_metre(h, values=np.full(496, 280.0 + h)) for h in (12, 18)))
-    early = write_messages(tmp_path / "b.grib", *(two_metre(h, values=np.full(496, 280.0 + h)) for h in (6, 0)))
+    late = write_grib(tmp_path / "a.grib", *(two_metre(h, values=np.full(496, 280.0 + h)) for h in (12, 18)))
+    early = write_grib(tmp_path / "b.grib", *(two_metre(h, values=np.full(496, 280.0 + h)) for h in (6, 0)))
     dataset = open_grib([late, early], variables=["2m_temperature"])
     np.testing.assert_array_equal(dataset.t2m[:, 0, 0], [280, 286, 292, 298])
     assert dataset.time.values[0] == np.datetime64("2020-01-31T00:00")
 
 
 def test_time_is_valid_time(tmp_path):
-    path = write_messages(tmp_path / "fc.grib", two_metre(18, stepRange="12"))
+    path = write_grib(tmp_path / "fc.grib", two_metre(18, stepRange="12"))
     assert open_grib([path]).time.values == [np.datetime64("2020-02-01T06:00")]
 
 
 def test_masked_points_are_nan_and_the_default_mark_is_a_value(tmp_path):
     values = np.full(496, 9999.0)  # eccodes' default missingValue, here a measured value
     values[7] = -1e30
-    path = write_messages(tmp_path / "m.grib", two_metre(0, bitmapPresent=1, missingValue=-1e30, values=values))
+    path = write_grib(tmp_path / "m.grib", two_metre(0, bitmapPresent=1, missingValue=-1e30, values=values))
     field = open_grib([path]).t2m.values.ravel()
     assert np.flatnonzero(np.isnan(field)).tolist() == [7]
     assert (np.delete(field, 7) == 9999).all()
 
 
-def test_blocks_hold_several_times_and_equal_each_other(tmp_path, monkeypatch):
-    path = write_messages(tmp_path / "s.grib", *(two_metre(h, values=np.arange(496.0) + h) for h in range(7)))
+def test_blocks_hold_several_times_and_equal_each_other(tmp_path):
+    path = write_grib(tmp_path / "s.grib", *(two_metre(h, values=np.arange(496.0) + h) for h in range(7)))
     whole = open_grib([path]).t2m
     assert whole.data.chunks == ((7,), (31,), (16,))
-    monkeypatch.setattr(grib, "BLOCK_BYTES", 3 * 496 * 4)
-    split = open_grib([path]).t2m
+    split = open_grib([path], block=3).t2m
     assert split.data.chunks == ((3, 3, 1), (31,), (16,))
     np.testing.assert_array_equal(split, whole)
     for key in ((slice(2, 6), 3, slice(1, 9, 2)), (5,), (slice(None, None, -2), slice(4, 2, -1))):
         np.testing.assert_array_equal(split[key], whole.values[key])
 
 
+# a field of 0.25 degrees has 4.15 MB; a year of them should not make 8784 blocks, and no block should be large
+@pytest.mark.parametrize(
+    ("times", "field_bytes", "steps"),
+    [
+        (744, 4_152_960, 1),
+        (8784, 4_152_960, 5),
+        (350_000, 4_152_960, 8),
+        (744, 6468, 648),
+        (10, 6468, 10),
+        (1, 2**30, 1),
+    ],
+)
+def test_blocks_are_small_and_not_too_many(times, field_bytes, steps):
+    assert _block(times, field_bytes) == steps
+
+
+def test_a_subset_reads_and_decodes_only_its_messages(tmp_path):
+    """Pain 10: counted by the system's own counter of bytes read, and by destroying all other messages."""
+    grid = {"Ni": 360, "Nj": 181, "values": np.arange(360.0 * 181)}
+    levels = (500, 700, 850)
+    path = write_grib(tmp_path / "s.grib", *({**pressure_level(v, h), **grid} for h in range(8) for v in levels))
+    field = open_grib([path], block=1)["t"]
+    message = message_table(path)[13]  # hour 4, 700 hPa
+    before = psutil.Process().io_counters().read_chars
+    one = field.sel(level=700).isel(time=4).compute(scheduler="synchronous")
+    assert message.length <= psutil.Process().io_counters().read_chars - before < 1.5 * message.length + 2 * 8192
+    content, stat = bytearray(path.read_bytes()), path.stat()
+    content[: message.offset] = bytes(message.offset)
+    content[message.offset + message.length :] = bytes(len(content) - message.offset - message.length)
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again = field.sel(level=700).isel(time=4).compute(scheduler="synchronous")
+    np.testing.assert_array_equal(one.values.ravel(), np.arange(360.0 * 181))
+    np.testing.assert_array_equal(again, one)
+    with pytest.raises(ValueError, match=r"s.grib: the message at byte \d+ cannot be decoded"):
+        field.sel(level=850).isel(time=4).compute(scheduler="synchronous")
+
+
 def test_opening_decodes_nothing(tmp_path):
     def refuse(*args, **kwargs):
         raise AssertionError("computed")
 
-    path = write_messages(tmp_path / "s.grib", two_metre(0), two_metre(6))
+    path = write_grib(tmp_path / "s.grib", two_metre(0), two_metre(6))
     with dask.config.set(scheduler=refuse):
         dataset = open_grib([path])
         with pytest.raises(AssertionError, match="computed"):
@@ -235,70 +268,12 @@ def test_threads_and_pickles_give_the_same_fields():
     np.testing.assert_array_equal(np.stack(members, axis=1), expected)
 
 
-def test_message_table_says_what_is_where(tmp_path):
-    path = write_messages(tmp_path / "s.grib", two_metre(0), two_metre(6, typeOfLevel="surface"))
-    first, second = message_table(path)
-    assert (first.offset, second.offset) == (0, first.length)
-    assert second.offset + second.length == path.stat().st_size
-    assert (first.name, first.units, first.member, first.level) == ("2t", "K", 0, 0)
-    assert second.time == np.datetime64("2020-01-31T06:00")
-    assert (first.grid.rows, first.grid.columns, first.grid.kind) == (31, 16, "regular_ll")
-    assert first.grid == second.grid
-
-
-@pytest.mark.parametrize("cut", [1, 4, 100, 900])
-def test_truncated_file_is_an_error_with_its_place(tmp_path, cut):
-    path = write_messages(tmp_path / "s.grib", two_metre(0), two_metre(6))
-    length = message_table(path)[0].length
-    path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(ValueError, match=rf"s.grib is truncated or damaged at byte {length} .*; 1 good messages"):
-        message_table(path)
-
-
-def test_message_without_its_beginning_is_not_skipped(tmp_path):
-    path = write_messages(tmp_path / "s.grib", two_metre(0), two_metre(6), two_metre(12))
-    content = bytearray(path.read_bytes())
-    length = len(content) // 3
-    content[length : length + 4] = b"XXXX"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"damaged at byte {length} .*; 1 good messages"):
-        message_table(path)
-
-
-def test_zero_padding_between_messages_is_allowed(tmp_path):
-    path = write_messages(tmp_path / "s.grib", two_metre(0))
-    path.write_bytes(b"\r\n" + path.read_bytes() + bytes(20) + path.read_bytes() + bytes(7))
-    assert [message.offset for message in message_table(path)] == [2, 22 + message_table(path)[0].length]
-
-
 def test_file_cut_after_opening_is_an_error(tmp_path):
-    path = write_messages(tmp_path / "s.grib", two_metre(0), two_metre(6))
+    path = write_grib(tmp_path / "s.grib", two_metre(0), two_metre(6))
     dataset = open_grib([path])
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"s.grib: the message at byte \d+ cannot be decoded"):
+    with pytest.raises(ValueError, match=r"s.grib has changed since it was opened: it had \d+ bytes, now \d+"):
         dataset.t2m.load(scheduler="sync")
-
-
-def test_several_fields_in_one_message_are_refused(tmp_path):
-    path = write_messages(tmp_path / "one.grib", {}, sample="regular_ll_sfc_grib2")
-    content = path.read_bytes()
-    sections, position = {}, 16
-    while content[position : position + 4] != b"7777":
-        size = int.from_bytes(content[position : position + 4], "big")
-        sections[content[position + 4]] = content[position : position + size]
-        position += size
-    second = b"".join(sections[number] for number in (4, 5, 6, 7))
-    total = (len(content) + len(second)).to_bytes(8, "big")
-    path.write_bytes(content[:8] + total + content[16:-4] + second + b"7777")
-    with pytest.raises(ValueError, match=r"one.grib packs 2 fields into the message at byte 0; .*grib_copy"):
-        message_table(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"no GRIB here"])
-def test_file_without_messages_is_an_error(tmp_path, content):
-    (tmp_path / "x.grib").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x.grib (is empty|holds no GRIB message|is truncated)"):
-        message_table(tmp_path / "x.grib")
 
 
 @pytest.mark.parametrize(
@@ -306,45 +281,168 @@ def test_file_without_messages_is_an_error(tmp_path, content):
     [
         (
             [two_metre(0), two_metre(0, dataType="fc")],
-            r"two messages for time 2020-01-31T00:00, .*'an 0.*'fc 0",
+            r"'2t' .* has two messages for 1 of 1 places: time 2020-01-31T00:00, .*'an 0.*'fc 0",
         ),
         (
             [pressure_level(500, 0), pressure_level(850, 0), pressure_level(500, 6)],
-            r"'t' of .* lacks 1 of 4 messages, the first for time .*T06:00, member 0, level 850",
+            r"'t' of .* lacks 1 of 4 messages: time .*T06:00, member 0, level 850$",
         ),
         (
             [two_metre(0), two_metre(6, typeOfLevel="heightAboveGround", level=2)],
             r"kinds of level type: surface in 1",
         ),
         ([two_metre(0), two_metre(6, longitudeOfLastGridPointInDegrees=40)], r"mixes several kinds of grid"),
-        ([two_metre(0), {"shortName": "skt", "dataDate": 20200201}], r"'2t' .* and 'skt' .* differ in time"),
+        ([two_metre(0), {"shortName": "skt", "dataDate": 20200201}], r"'skt' .*, differs from '2t' in time: open with"),
     ],
 )
 def test_what_makes_no_cube_is_an_error(tmp_path, messages, complaint):
-    path = write_messages(tmp_path / "bad.grib", *messages)
+    path = write_grib(tmp_path / "bad.grib", *messages)
     with pytest.raises(ValueError, match=complaint):
         open_grib([path])
 
 
 def test_other_variables_do_not_hinder_the_one_asked_for(tmp_path):
-    path = write_messages(tmp_path / "s.grib", two_metre(0), two_metre(6), {"shortName": "skt"}, {"shortName": "skt"})
+    path = write_grib(tmp_path / "s.grib", two_metre(0), two_metre(6), {"shortName": "skt"}, {"shortName": "skt"})
     assert list(open_grib([path], ["t2m"]).data_vars) == ["t2m"]
     with pytest.raises(ValueError, match=r"variable 'msl' cannot be taken from .*s.grib, which has only: 2t, skt"):
         open_grib([path], ["msl"])
 
 
-def test_reduced_grids_are_refused_by_name(tmp_path):
-    path = tmp_path / "reduced.grib"
-    handle = eccodes.codes_grib_new_from_samples("reduced_gg_pl_48_grib2")
-    with path.open("wb") as file:
-        eccodes.codes_write(handle, file)
-    eccodes.codes_release(handle)
-    with pytest.raises(ValueError, match=r"reduced.grib is on a grid of type 'reduced_gg'; climapred reads regular_ll"):
+def test_every_variable_that_is_not_taken_is_named_with_its_reason(tmp_path):
+    surface = [two_metre(h, shortName=name) for name in ("2t", "skt") for h in (0, 6)]
+    levels = [pressure_level(500, 0), pressure_level(850, 0), pressure_level(500, 6)]
+    path = write_grib(tmp_path / "s.grib", *surface, *levels, {"shortName": "msl", "dataDate": 20200131})
+    with pytest.raises(ValueError, match="do not make one dataset; nothing is left out silently") as error:
+        open_grib([path])
+    lines = str(error.value).splitlines()[1:]
+    assert lines[0].startswith("- '2t', 'skt' (time 2, latitude 31, longitude 16): open with variables=['2t', 'skt']")
+    assert lines[1].startswith("- 'msl' (time 1, latitude 31, longitude 16), differs from '2t' in time: open with")
+    assert lines[2].startswith("- 't' of ")
+    assert "lacks 1 of 4 messages" in lines[2]
+    assert list(open_grib([path], ["t2m", "skt"]).data_vars) == ["t2m", "skt"]
+
+
+def test_long_lists_are_cut_short_and_counted(tmp_path):
+    path = write_grib(tmp_path / "s.grib", *(two_metre(h) for h in range(12)), *(two_metre(h) for h in range(12)))
+    with pytest.raises(ValueError, match=r"two messages for 12 of 12 places: .*T09:00.*; and 2 more; keep one"):
         open_grib([path])
 
 
+def test_messages_are_selected_where_a_file_mixes_kinds(tmp_path):
+    """Pain 11: temperature on pressure levels and at the surface, analyses and forecasts, in one file."""
+    levels = [pressure_level(level, hour) for level in (500, 850) for hour in (0, 6)]
+    surface = [{"shortName": "t", "typeOfLevel": "surface", "level": 0, "dataTime": 0}]
+    forecast = [{**pressure_level(500, 0), "dataType": "fc", "stepRange": 6}]
+    path = write_grib(tmp_path / "s.grib", *levels, *surface, *forecast)
+    with pytest.raises(
+        ValueError, match=r"mixes several kinds of level type: isobaricInhPa in 5 .* select={'level_type': 'iso"
+    ):
+        open_grib([path])
+    dataset = open_grib([path], select={"level_type": "isobaricInhPa", "data_type": "an"})
+    assert dict(dataset["t"].sizes) == {"time": 2, "level": 2, "latitude": 31, "longitude": 16}
+    assert open_grib([path], select={"level_type": "surface"})["t"].shape == (1, 31, 16)
+    assert open_grib([path], select={"step": 6}).time.values == [np.datetime64("2007-03-23T06:00")]
+    assert open_grib([path], select={"level": [850.0, 500], "data_type": "an"})["t"].shape == (2, 2, 31, 16)
+    with pytest.raises(
+        ValueError, match=r"no message of .*s.grib has level 300; there are 500.0 in 3 messages; 850.0 in 2"
+    ):
+        open_grib([path], select={"level": 300})
+    with pytest.raises(
+        ValueError, match=r"select={'height': ...} is not possible; messages are selected by level_type, "
+    ):
+        open_grib([path], select={"height": 300})
+
+
+def test_final_data_come_before_preliminary_ones(tmp_path):
+    def message(hour, version, value):
+        local = {"setLocalDefinition": 1, "localDefinitionNumber": 1, "expver": version}
+        return {**two_metre(hour), **local, "values": np.full(496, value)}
+
+    path = write_grib(tmp_path / "s.grib", message(0, "0005", 1.0), message(0, "0001", 2.0), message(6, "0005", 3.0))
+    dataset = open_grib([path])
+    assert dataset.t2m[:, 0, 0].values.tolist() == [2, 3]
+    assert dataset.expver.values.tolist() == ["0001", "0005"]
+    assert "expver" not in open_grib([path], select={"expver": "0005"}).coords
+
+
+@pytest.mark.parametrize("kind", ["reduced_gg_pl_48", "reduced_gg_pl_32"])
+def test_reduced_gaussian_grids_stay_points(tmp_path, kind):
+    values = np.random.default_rng(0).normal(280, 5, {"reduced_gg_pl_48": 13280, "reduced_gg_pl_32": 6114}[kind])
+    sample = f"{kind}_grib2"
+    path = write_grib(
+        tmp_path / "r.grib",
+        *({"shortName": "2t", "dataTime": 600 * n, "values": values + n} for n in (0, 1)),
+        sample=sample,
+    )
+    field = open_grib([path]).t2m
+    assert field.dims == ("time", "values")
+    for time, handle in zip(field, each_message(path), strict=True):
+        points = eccodes.codes_grib_get_data(handle)
+        for name, key in (("latitude", "lat"), ("longitude", "lon")):
+            np.testing.assert_allclose(field[name], [point[key] for point in points], atol=1e-6)
+        np.testing.assert_array_equal(time, np.array([point["value"] for point in points], np.float32))
+    grid = field["values"].attrs
+    number = int(kind[-2:])
+    assert (grid["gridType"], grid["N"], len(grid["pl"])) == ("reduced_gg", number, 2 * number)
+    starts = np.cumsum([0, *grid["pl"]])[:-1]
+    np.testing.assert_array_equal(field.longitude[starts], 0)
+    roots = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(2 * number)[0]))[::-1]
+    np.testing.assert_allclose(field.latitude, np.repeat(roots, grid["pl"]), atol=1e-6)
+
+
+def test_other_grids_are_refused_by_name(tmp_path):
+    path = write_grib(tmp_path / "x.grib", {"gridType": "rotated_ll"}, sample="regular_ll_sfc_grib2")
+    with pytest.raises(
+        ValueError, match=r"x.grib is on a grid of type 'rotated_ll'; climapred reads regular_ll, regular_gg, red"
+    ):
+        open_grib([path])
+
+
+PACKINGS = [("grid_simple", bits) for bits in (0, 8, 11, 16, 24, 32)] + [("grid_ccsds", 16), ("grid_second_order", 12)]
+
+
+@pytest.mark.parametrize("sample", ["regular_ll_sfc_grib1", "regular_ll_sfc_grib2"])
+@pytest.mark.parametrize(("packing", "bits"), PACKINGS)
+@pytest.mark.parametrize("bitmap", [False, True])
+def test_packings_equal_eccodes_to_the_last_bit(tmp_path, sample, packing, bits, bitmap):
+    if packing == "grid_ccsds" and sample.endswith("1"):
+        packing = "grid_simple"  # edition 1 has none
+    random = np.random.default_rng(bits)
+    messages = []
+    for decimal, (mean, spread) in product((-2, 0, 3), ((280, 20), (-1e-4, 1e-5), (0, 0))):
+        values = random.normal(mean, spread, 496)
+        if bitmap:
+            values[::7] = -1e30
+        keys = {
+            "shortName": "2t",
+            "dataDate": 20200101 + len(messages),
+            "bitsPerValue": bits,
+            "decimalScaleFactor": decimal,
+        }
+        mask = {"bitmapPresent": 1, "missingValue": -1e30} if bitmap else {}
+        messages.append(
+            {**keys, **mask, "values": values, **({"packingType": packing} if packing != "grid_simple" else {})}
+        )
+    path = write_grib(tmp_path / "s.grib", *messages, sample=sample)
+    for field, handle in zip(open_grib([path]).t2m, each_message(path), strict=True):
+        values = eccodes.codes_get_values(handle)
+        expected = np.where(values == -1e30, np.nan, values).astype(np.float32)
+        np.testing.assert_array_equal(field.values.ravel(), expected)
+
+
+def test_nothing_is_written_next_to_the_data(tmp_path):
+    """Pain 9: a folder that can only be read is enough."""
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    path = write_grib(folder / "s.grib", two_metre(0), two_metre(6))
+    folder.chmod(0o555)
+    open_grib([path]).t2m.load()
+    assert os.listdir(folder) == ["s.grib"]
+    folder.chmod(0o755)
+
+
 def test_full_circle_has_exact_steps_where_the_header_rounds():
-    grid = grib.MessageGrid("regular_gg", 640, 1280, (89.785, -89.785), (0.0, 359.719), False, False)
+    grid = MessageGrid("regular_gg", 640, 1280, (89.785, -89.785), (0.0, 359.719), False, False)
     np.testing.assert_allclose(grid.longitude(), np.arange(1280) * 0.28125, atol=1e-6)
-    region = grib.MessageGrid("regular_ll", 2, 5, (10.0, 9.0), (350.0, 351.0), False, False)
+    region = MessageGrid("regular_ll", 2, 5, (10.0, 9.0), (350.0, 351.0), False, False)
     np.testing.assert_array_equal(region.longitude(), [350, 350.25, 350.5, 350.75, 351])

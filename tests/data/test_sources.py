@@ -11,6 +11,7 @@ import xarray as xr
 
 from climapred.data import sources
 from climapred.data.sources import expand_paths, open_source, source_identity
+from climapred.testing import write_grib
 
 DATA = Path(os.environ.get("CLIMAPRED_DATA", Path(__file__).parents[2] / "../shared/data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="shared data missing")
@@ -54,7 +55,9 @@ def test_grib_goes_through_the_message_table():
     assert dict(dataset.t2m.sizes) == {"time": 744, "latitude": 33, "longitude": 49}
 
 
-@pytest.mark.parametrize("kind", ["NETCDF4", "NETCDF3_CLASSIC", "NETCDF3_64BIT", "zarr 2", "zarr 3"])
+@pytest.mark.parametrize(
+    "kind", ["NETCDF4", "NETCDF4_CLASSIC", "NETCDF3_CLASSIC", "NETCDF3_64BIT", "NETCDF3_64BIT_DATA", "zarr 2", "zarr 3"]
+)
 def test_kind_is_told_by_content_and_values_stay(tmp_path, kind):
     expected = make_dataset()
     path = tmp_path / "data.bin"  # the suffix says nothing
@@ -67,8 +70,10 @@ def test_kind_is_told_by_content_and_values_stay(tmp_path, kind):
     xr.testing.assert_equal(dataset.load(), expected)
 
 
-def test_consolidated_zarr(tmp_path):
-    make_dataset().to_zarr(tmp_path / "c.zarr", zarr_format=2, consolidated=True)
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
+def test_consolidated_zarr(tmp_path, version):
+    make_dataset().to_zarr(tmp_path / "c.zarr", zarr_format=version, consolidated=True)
     xr.testing.assert_equal(open_source(tmp_path / "c.zarr").load(), make_dataset())
 
 
@@ -113,6 +118,46 @@ def test_blocks_run_along_time_and_begin_where_disk_chunks_begin(tmp_path, monke
     encoding = {"t2m": {"chunksizes": (on_disk, 3, 4)}} if on_disk else {}
     make_dataset().to_netcdf(tmp_path / "a.nc", encoding=encoding)
     assert open_source(tmp_path / "a.nc").t2m.data.chunks == (blocks, (3,), (4,))
+
+
+def test_blocks_are_as_long_as_one_wants(tmp_path):
+    make_dataset().to_netcdf(tmp_path / "a.nc")
+    assert open_source(tmp_path / "a.nc", block=5).t2m.data.chunks[0] == (5, 3)
+    assert open_source(tmp_path / "a.nc", block=50).t2m.data.chunks[0] == (8,)
+
+
+@pytest.mark.parametrize("calendar", ["360_day", "noleap", "all_leap", "julian"])
+def test_calendars_stay_and_do_not_mix(tmp_path, calendar):
+    for name, start in (("a", "2001-02-27"), ("b", "2001-03-01")):
+        times = xr.date_range(start, periods=8, freq="6h", calendar=calendar, use_cftime=True)
+        make_dataset().assign_coords(time=times).to_netcdf(tmp_path / f"{name}.nc")
+    make_dataset("2001-04-01").to_netcdf(tmp_path / "c.nc")
+    dataset = open_source([tmp_path / "a.nc", tmp_path / "b.nc"])
+    assert dataset.time.dt.calendar == calendar
+    assert dataset.t2m.data.chunks[0] == (8, 8)
+    assert str(dataset.time.values[8])[:10] == "2001-03-01"
+    with pytest.raises(
+        ValueError, match=rf"c.nc does not fit .*: its calendar is 'proleptic_gregorian', not '{calendar}'"
+    ):
+        open_source(tmp_path / "*.nc")
+
+
+def test_unlimited_time_that_is_still_empty_is_an_error(tmp_path):
+    make_dataset(count=0).to_netcdf(tmp_path / "a.nc", unlimited_dims="time", format="NETCDF3_CLASSIC")
+    with pytest.raises(ValueError, match=r"a.nc holds no times: its 'time' is empty"):
+        open_source(tmp_path / "a.nc")
+
+
+def test_messages_are_selected_in_grib_alone(tmp_path):
+    make_dataset().to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(ValueError, match=r"select= chooses GRIB messages, but .*a.nc is netcdf; use dataset.sel"):
+        open_source(tmp_path / "a.nc", select={"level": 500})
+    messages = [{"shortName": "t", "typeOfLevel": "isobaricInhPa", "level": level} for level in (500, 850)]
+    path = write_grib(tmp_path / "a.grib", *messages)
+    assert open_source(path, select={"level": 500})["t"].shape == (1, 31, 16)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match="1 good messages"):
+        assert open_source(path, damaged="skip")["t"].shape == (1, 31, 16)
 
 
 def test_variables_are_found_by_any_of_their_names(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from climapred.grid import Grid
-from climapred.testing import synthetic_temperature, write_era5_grib, write_ncep
+from climapred.testing import synthetic_temperature, write_era5_grib, write_grib, write_ncep
 from climapred.testing.files import _replacing
 
 UK = Grid.regular(0.5, region=(50, 58, -10, 2))
@@ -105,6 +105,24 @@ def test_cdo_reads_both_formats_alike(tmp_path):
         weighted = sample.fields["t2m"].weighted(np.cos(np.radians(sample.fields["latitude"])))
         np.testing.assert_allclose(means, weighted.mean(("latitude", "longitude")), atol=0.01)
     assert "77.5 to 20 by -2.5" in cdo("sinfon", grib)
+
+
+def test_messages_of_any_kind_hold_their_keys_and_values(tmp_path):
+    values = np.linspace(200, 300, 496)
+    ccsds = {"shortName": "2t", "bitsPerValue": 16, "values": values, "packingType": "grid_ccsds"}
+    path = write_grib(tmp_path / "a.grib", ccsds, {"dataDate": 20200229}, sample="regular_ll_sfc_grib2")
+    with closing(messages(path)) as found:
+        first = next(found)
+        assert eccodes.codes_get(first, "packingType") == "grid_ccsds"
+        assert eccodes.codes_get(first, "shortName") == "2t"
+        np.testing.assert_allclose(eccodes.codes_get_values(first), values, atol=0.002)
+        second = next(found)
+        assert eccodes.codes_get(second, "dataDate") == 20200229
+        np.testing.assert_allclose(eccodes.codes_get_values(second), np.arange(1, 497), atol=0.01)
+        assert next(found, None) is None
+    with pytest.raises(eccodes.KeyValueNotFoundError):
+        write_grib(tmp_path / "b.grib", {"noSuchKey": 1})
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
