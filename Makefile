@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 OUT ?= runs/demo
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/bin/python:
@@ -17,6 +17,10 @@ $(VENV)/.dev: $(VENV)/.run
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(VENV)/.bench: $(VENV)/.run
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[bench]'
+	touch $@
+
 demo: $(VENV)/.run  ## run the embedded sample through every stage into $(OUT)
 	$(VENV)/bin/climapred run pipelines/demo.yaml --out $(OUT)
 
@@ -25,6 +29,12 @@ test: $(VENV)/.dev  ## lint, type-check, run all tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest
+
+bench: $(VENV)/.bench  ## measure against peers, side by side; the tables go to benchmarks/results
+	$(VENV)/bin/python benchmarks/grib.py
+	$(VENV)/bin/python benchmarks/loading.py
+	$(VENV)/bin/python benchmarks/training.py
+	$(VENV)/bin/python benchmarks/regridding.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -62,7 +62,7 @@ def network(name: str, fields: xr.Dataset) -> tuple[Scaled, tuple[int, int] | No
 def loaders(fields: xr.Dataset, orders: tuple[int, int] | None, tier: str) -> tuple[WindowLoader, WindowLoader]:
     """Return 40 training batches, and one for validation."""
     dataset = WindowDataset(fields, WINDOW, orders)
-    limit = 3 * 2**20 if tier == "stream" else 192 * 2**20
+    limit = 3 * 2**20 if tier == "stream" else 160 * 2**20
     train = WindowLoader(dataset, np.arange(WINDOWS), BATCH, seed=0, tier=tier, memory_limit=limit)  # type: ignore[arg-type]
     return train, WindowLoader(dataset, np.arange(WINDOWS + 12, WINDOWS + 28), BATCH, tier="memory")
 

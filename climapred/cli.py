@@ -1,9 +1,12 @@
-"""The command line: ``climapred run``, ``validate`` and ``catalog``."""
+"""The command line: ``climapred run``, ``validate``, ``inspect``, ``regrid`` and ``catalog``."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -33,16 +36,43 @@ def run(
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="build, train, forecast, evaluate or maps")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="throw away what earlier runs left in the folder")] = False,
     scheduler: Annotated[str | None, typer.Option(help="address of a Dask scheduler, such as tcp://host:8786")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes of the build; default: all processors")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="write only the I-th of N parts of the tensors: one job of an array"),
+    ] = None,
+    finish: Annotated[bool, typer.Option("--finish", help="check the parts of the tensors, finish them, stop")] = False,
+    append: Annotated[
+        bool,
+        typer.Option("--append", help="take files that have grown for unchanged where the tensors hold them already"),
+    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="read the tensors again, write damaged shards anew")] = False,
 ) -> None:
-    """Run a recipe: build, train, forecast, evaluate, maps. Interrupted, it goes on where it stopped."""
+    """Run a recipe: build, train, forecast, evaluate, maps. Interrupted, it goes on where it stopped.
+
+    New files of a source are appended to the tensors, if the old ones are unchanged.
+
+    Exit status 75: a TERM signal came while a model was trained; its state is saved, run the same command again.
+    """
     from climapred import pipeline
+    from climapred.learning.order import Share
 
     console = Console(stderr=True)
     if until is not None and until not in pipeline.STAGES:
         raise typer.BadParameter(
             f"{until!r} is not a stage; stages: {', '.join(pipeline.STAGES)}", param_hint="--until"
         )
+    if (part or finish) and (until or restart or append or repair or (part and finish)):
+        raise typer.BadParameter("--part and --finish stand alone: without --until, --restart, --append and --repair")
     try:
+        if part:
+            resources: Any = {"scheduler": scheduler, "workers": workers, "console": console}
+            pipeline.build_part(recipe, out, _parse_part(part), overrides=set_ or (), **resources)
+            return
+        if finish:
+            done = pipeline.finish_build(recipe, out, overrides=set_ or (), console=console)
+            console.print("build: the tensors are finished" if done else "nothing to do: the tensors are finished")
+            return
         done = pipeline.run(
             recipe,
             out,
@@ -50,13 +80,28 @@ def run(
             until=until,
             restart=restart,
             scheduler=scheduler,
+            workers=workers,
+            grown=append,
+            repair=repair,
             console=console,
         )
     except (RecipeError, RuntimeError, FloatingPointError, ValueError, OSError) as error:
         _fail(error)
+    except SystemExit as stopped:  # learning.launch.Interrupted, whose code asks the batch scheduler to requeue
+        console.print(str(stopped))
+        raise
+    if Share.current().rank:  # the first process reports
+        return
     if not done:
         console.print("nothing to do: every stage is finished, for this recipe and these files")
     typer.echo(pipeline.report(out))
+
+
+def _parse_part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise typer.BadParameter(f"{text!r} is not I/N with I from 1 to N, such as 3/8", param_hint="--part")
 
 
 @app.command()
@@ -70,6 +115,62 @@ def validate(recipe: RecipePath, set_: Overrides = None) -> None:
     except (RecipeError, OSError) as error:
         _fail(error)
     typer.echo(f"{recipe}: valid")
+
+
+@app.command()
+def inspect(
+    files: Annotated[list[str], typer.Argument(metavar="FILES", help="GRIB, NetCDF, Zarr; patterns and URLs, too")],
+    variable: Annotated[list[str] | None, typer.Option("--variable", "-v", help="name; may be repeated")] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="GRIB messages to take, such as level=500; may be repeated"),
+    ] = None,
+    skip_damaged: Annotated[bool, typer.Option("--skip-damaged", help="leave out damaged GRIB messages")] = False,
+    duplicates: Annotated[
+        Literal["refuse", "first", "last"], typer.Option(help="where a time is there more than once")
+    ] = "refuse",
+    calendar: Annotated[
+        Literal["refuse", "keep"], typer.Option(help="calendars whose dates are not all real, such as noleap")
+    ] = "refuse",
+    every_time: Annotated[bool, typer.Option("--every-time", help="read all fields, not those of a few times")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Tell what is in the files, taken together, and what harmonise will do about it. Exit status 1: it would refuse."""
+    from climapred.data.inspect import inspect_source
+
+    try:
+        found = inspect_source(
+            files,
+            variable or None,
+            select=_parse_select(select or ()),
+            damaged="skip" if skip_damaged else "error",
+            duplicates=duplicates,
+            calendar=calendar,
+            every_time=every_time,
+        )
+    except (ValueError, OSError, ImportError) as error:
+        _fail(error)
+    if json_:
+        typer.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
+    else:
+        console = Console()
+        for line in found.lines():
+            style = "red" if line.startswith("refused") else "green" if line == "harmonise takes this" else None
+            console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    if found.refused:
+        raise typer.Exit(1)
+
+
+def _parse_select(items: Sequence[str]) -> dict[str, list[str | float]]:
+    """Return {key: values}; numbers are numbers."""
+    selected: dict[str, list[str | float]] = {}
+    for item in items:
+        key, separator, value = item.partition("=")
+        if not separator or not value:
+            raise typer.BadParameter(f"{item!r} is not KEY=VALUE, such as level=500", param_hint="--select")
+        number = re.fullmatch(r"-?\d+(\.\d+)?", value) and key != "expver"  # expver is text: 0001
+        selected.setdefault(key, []).append(float(value) if number else value)
+    return selected
 
 
 @app.command()
@@ -87,6 +188,41 @@ def catalog(
         typer.echo(f"{entry.name} ({entry.driver}): {entry.description}")
         for name, (description, default) in entry.parameters.items():
             typer.echo(f"  {name}: {description} (default {default})")
+
+
+@app.command()
+def regrid(
+    source: Annotated[list[str], typer.Argument(metavar="IN...", help="NetCDF, GRIB or Zarr; files, patterns, URLs")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a file .nc or a folder .zarr")],
+    grid: Annotated[str, typer.Option(help="degrees between points such as 1.5, N48 or F48 (Gaussian), or a file")],
+    method: Annotated[str, typer.Option(help="conservative, bilinear or nearest")] = "conservative",
+    variables: Annotated[list[str] | None, typer.Option(help="names, with commas between; default: all")] = None,
+    region: Annotated[
+        tuple[float, float, float, float] | None, typer.Option(metavar="S N W E", help="edges of the target, degrees")
+    ] = None,
+    max_missing: Annotated[float, typer.Option(help="largest share of missing values in a target cell")] = 0.5,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT if it exists")] = False,
+) -> None:
+    """Write files to another grid, block by block: names, attributes and times are kept, cells become CF bounds."""
+    import shlex
+    import sys
+    from datetime import UTC, datetime
+
+    from dask.diagnostics import ProgressBar
+
+    from climapred.data.regrid_file import regrid_file, target_grid
+
+    names = [name for text in variables or () for name in text.split(",")] or None
+    place = ["--region", *map(str, region)] if region else []
+    call = ["climapred", "regrid", *source, str(out), "--grid", grid, *place, "--method", method]
+    history = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}: {shlex.join(call)} --max-missing {max_missing}"
+    settings: Any = {"method": method, "variables": names, "max_missing": max_missing, "overwrite": overwrite}
+    try:
+        with ProgressBar(minimum=5, out=sys.stderr):
+            regrid_file(source, out, target_grid(grid, region), history=history, **settings)
+    except (ValueError, OSError, ImportError) as error:
+        _fail(error)
+    typer.echo(f"{out}: written")
 
 
 def _fail(error: Exception) -> NoReturn:

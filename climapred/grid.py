@@ -144,18 +144,28 @@ class Grid:
         return cls.regular(spacing, region)
 
     @classmethod
-    def of(cls, dataset: xr.Dataset | xr.DataArray) -> Grid:
+    def of(cls, dataset: xr.Dataset | xr.DataArray, *, any_direction: bool = False) -> Grid:
         """Return the grid of a dataset with 1-D coordinates latitude and longitude, as ``axis_names`` finds them.
 
-        Axes may run either way, and longitudes may jump once from 359 to 0 or from 180 to -180; the grid increases.
         Cell bounds that the dataset brings (CF's attribute ``bounds``) count; without them a cell ends half-way.
 
+        Args:
+            dataset: with axes that increase, so that row i of a field is row i of the grid.
+            any_direction: axes may run either way, and longitudes may jump once from 359 to 0 or from 180 to -180; the grid
+                increases, and it is the caller who turns the fields.
+
         Raises:
-            ValueError: if an axis is missing or not 1-D, goes up and down, or is a region torn apart at Greenwich.
+            ValueError: if an axis is missing or not 1-D, does not increase (goes up and down), or is a region torn apart
+                at Greenwich.
         """
         latitude, longitude = axis_names(dataset)
         rows, columns = (np.asarray(dataset[name].values, dtype=np.float64) for name in (latitude, longitude))
-        columns = _unwrapped(columns)
+        if any_direction:
+            columns = _unwrapped(columns)
+        elif descending := [
+            name for name, axis in ((latitude, rows), (longitude, columns)) if (np.diff(axis) <= 0).any()
+        ]:
+            raise ValueError(f"{' and '.join(descending)} must increase; call harmonise() first")
         return cls(
             rows[::-1] if rows[0] > rows[-1] else rows,
             columns[::-1] if columns[0] > columns[-1] else columns,

@@ -15,26 +15,29 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import xarray as xr
 from rich.console import Console
 
 from climapred import stages
-from climapred.data.regrid import Method, Regridder
-from climapred.grid import Grid
-from climapred.learning.windows import Window, chronological_split, time_step
-from climapred.recipe import Recipe, dump_recipe, load_recipe, located
+from climapred.data.locks import locked
+from climapred.data.regrid import Method, Regridder, source_grid
+from climapred.grid import Grid, ReducedGrid
+from climapred.learning.order import Share
+from climapred.learning.windows import time_step
+from climapred.recipe import GridRecipe, Recipe, RecipeError, dump_recipe, load_recipe, located
 from climapred.stages import Run
 
 Stage = Literal["build", "train", "forecast", "evaluate", "maps"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 _FORMAT = 1  # part of every fingerprint: raised when climapred computes something else from the same recipe
+_PATIENCE_SECONDS = 1.0
 _OUTPUTS = ("sample", "tensors.zarr", "models", "forecasts", "correlations", "maps")
 
 
@@ -57,6 +60,9 @@ def run(
     until: Stage | None = None,
     restart: bool = False,
     scheduler: str | None = None,
+    workers: int | None = None,
+    grown: bool = False,
+    repair: bool = False,
     console: Console | None = None,
 ) -> list[str]:
     """Run a recipe into the folder ``out``; return the names of the units that were done, none if all were finished.
@@ -68,6 +74,9 @@ def run(
         until: last stage to run; None for all.
         restart: throw away what earlier runs left in ``out``.
         scheduler: address of a Dask scheduler for the build.
+        workers: processes of the build on this machine; None for as many as there are processors.
+        grown: append to tensors whose files have grown, see ``data.build.build_store``.
+        repair: read finished tensors again, and write damaged shards anew.
         console: where progress and notes go.
 
     Raises:
@@ -76,27 +85,106 @@ def run(
     """
     if until is not None and until not in STAGES:
         raise ValueError(f"until must be one of {', '.join(STAGES)}, got {until!r}")
-    recipe = load_recipe(recipe_path, overrides)
-    check(recipe, recipe_path)
-    task = Run(recipe, Path(out), scheduler, console or Console(stderr=True))
-    task.out.mkdir(parents=True, exist_ok=True)
+    task = _checked_run(recipe_path, out, overrides, scheduler, console, workers, grown)
+    if Share.current().rank:
+        return _follow(task)
     with _alone_in(task.out):
         if restart:
-            _remove_outputs(task.out)
+            _remove_outputs(task)
         _write_recipe(task)
-        journal = task.out / "journal.jsonl"
-        finished, done = _finished(journal), []
+        finished, done = _finished(task.out / "journal.jsonl"), []
         for unit in _units(task):
             if until is not None and STAGES.index(unit.stage) > STAGES.index(until):
                 break
-            if finished.get(unit.name) == unit.fingerprint and all(path.exists() for path in unit.outputs):
-                continue
-            began = time.monotonic()
-            _append(journal, {"begun": _now(), "unit": unit.name})
-            unit.work()
-            _record(journal, unit, time.monotonic() - began, task)
-            done.append(unit.name)
+            if not _is_finished(unit, finished):
+                _do(unit, task)
+                done.append(unit.name)
+            elif repair and unit.name == "tensors":
+                stages.repair(task)
         return done
+
+
+def build_part(
+    recipe_path: str | Path,
+    out: str | Path,
+    part: tuple[int, int],
+    *,
+    overrides: Sequence[str] = (),
+    scheduler: str | None = None,
+    workers: int | None = None,
+    console: Console | None = None,
+) -> None:
+    """Write the i-th of n parts of a recipe's tensors, ``part`` = (i, n): a member of a batch array, on any machine.
+
+    Any number of them may work in one folder at once; then ``finish_build``, or ``run``, which also writes what is missing.
+
+    Raises:
+        RecipeError: as ``run``.
+        RuntimeError: if the same part, or a whole build, is at work there.
+    """
+    task = _checked_run(recipe_path, out, overrides, scheduler, console, workers)
+    if task.recipe.source.sample is not None:
+        raise RecipeError(f"{recipe_path}: the embedded sample is not built in parts: it is quickly done")
+    stages.build(task, part)
+
+
+def finish_build(
+    recipe_path: str | Path, out: str | Path, *, overrides: Sequence[str] = (), console: Console | None = None
+) -> list[str]:
+    """Finish the tensors of a recipe whose parts are written; return the names of the units that were done.
+
+    Raises:
+        ValueError: if a shard is missing or damaged.
+    """
+    task = _checked_run(recipe_path, out, overrides, None, console)
+    with _alone_in(task.out):
+        _write_recipe(task)
+        unit = next(unit for unit in _units(task) if unit.name == "tensors")
+        if _is_finished(unit, _finished(task.out / "journal.jsonl")):
+            return []
+        _do(replace(unit, work=partial(stages.finish_build, task)), task)
+        return [unit.name]
+
+
+def _checked_run(
+    recipe_path: str | Path,
+    out: str | Path,
+    overrides: Sequence[str],
+    scheduler: str | None,
+    console: Console | None,
+    workers: int | None = None,
+    grown: bool = False,
+) -> Run:
+    recipe = load_recipe(recipe_path, overrides)
+    check(recipe, recipe_path)
+    task = Run(recipe, Path(out), scheduler, console or Console(stderr=True), workers, grown)
+    task.out.mkdir(parents=True, exist_ok=True)
+    return task
+
+
+def _do(unit: Unit, task: Run) -> None:
+    journal, began = task.out / "journal.jsonl", time.monotonic()
+    _append(journal, {"begun": _now(), "unit": unit.name})
+    unit.work()
+    _record(journal, unit, time.monotonic() - began, task)
+
+
+def _follow(task: Run) -> list[str]:
+    """Take part in the trainings of a run whose other stages process 0 of torchrun does; wait for it in between.
+
+    The journal in the shared folder tells when a unit's inputs are there: all units before it have their fingerprints.
+    """
+    done, journal = [], task.out / "journal.jsonl"
+    for unit in _units(task):
+        if unit.stage not in ("build", "train"):
+            break
+        while not _is_finished(unit, _finished(journal)):
+            if unit.stage == "train" and _finished(journal).get(unit.name, "never begun") is None:
+                unit.work()
+                done.append(unit.name)
+                break
+            time.sleep(_PATIENCE_SECONDS)
+    return done
 
 
 def report(out: str | Path) -> str:
@@ -121,21 +209,37 @@ def check(recipe: Recipe, path: str | Path) -> None:
 
     with located(path, "source"):
         fields = stages.source_fields(recipe)
-        own, times = Grid.of(fields), fields["time"].values
+        own, times = source_grid(fields), fields["time"].values
     with located(path, "grid"):
-        grid = own if recipe.grid is None else stages.target_grid(recipe.grid)
-        if recipe.grid is not None:
-            _check_covered(own, grid, recipe.grid.method)
-    window = Window(recipe.window.history, recipe.window.horizon)
+        grid = _target(own, recipe.grid)
+    window = stages.window_of(recipe)
     with located(path, "split"):
-        split = chronological_split(times, recipe.split.validation, recipe.split.test)
+        split = stages.split_of(recipe, times)
         for period in ("train", "validation", "test"):
             split.starts(period, times, window)
     size = dict(zip(("height", "width"), grid.shape, strict=True))
     for position, model in enumerate(recipe.models):
         with located(path, f"models.{position}"):
-            build_model(model.architecture, channels=len(recipe.source.variables), **size, **model.options)
+            channels = {"channels": len(recipe.source.variables), "forcings": 2 * len(model.forcings)}
+            network = build_model(model.architecture, **channels, **size, **model.options)
+            if recipe.training.sampling != "none" and not network.feeds_back:
+                raise ValueError(
+                    f"training.sampling: {recipe.training.sampling} is for networks that eat their own forecasts; set "
+                    "options: {feedback: true}, or {one_pass: true}"
+                )
     _check_maps(recipe, path, grid, times)
+
+
+def _target(own: Grid | ReducedGrid, recipe: GridRecipe | None) -> Grid:
+    """Return the grid of the tensors, every point of which the source covers."""
+    if recipe is None:
+        if isinstance(own, Grid):
+            return own
+        raise ValueError(f"the source lies on {own}, without rows and columns; give a `grid` to regrid it to")
+    grid = stages.target_grid(recipe)
+    if isinstance(own, Grid):
+        _check_covered(own, grid, recipe.method)
+    return grid
 
 
 def _check_covered(source: Grid, target: Grid, method: Method) -> None:
@@ -159,7 +263,7 @@ def _check_maps(recipe: Recipe, path: str | Path, grid: Grid, times: stages.Time
             if np.datetime64(text, "ns") not in starts:
                 first, last = (np.datetime_as_string(starts[i], unit="h") for i in (0, -1))
                 raise ValueError(f"{text} is not a start of a test forecast; those run from {first} to {last}")
-    leads = (step / np.timedelta64(1, "h") * np.arange(1, recipe.window.horizon + 1)).tolist()
+    leads = (step / np.timedelta64(1, "h") * stages.window_of(recipe).leads).tolist()
     with located(path, "maps.leads_hours"):
         for lead in recipe.maps.leads_hours or ():
             if lead not in leads:
@@ -180,12 +284,12 @@ def _units(run: Run) -> Iterator[Unit]:
         yield Unit("build", "sample", source, (out / "sample",), partial(stages.write_sample, run))
     else:
         source = run.source().identity()
-    tensors = _fingerprint("tensors", source, recipe.source.variables, _plain(recipe.grid))
+    tensors = _fingerprint("tensors", source, recipe.source.variables, _plain(recipe.grid), *_choices(recipe))
     yield Unit("build", "tensors", tensors, (run.store,), partial(stages.build, run))
     known = _fingerprint("statistics", tensors, _plain(recipe.split), _plain(recipe.climatology))
     yield Unit("build", "statistics", known, (run.store / "statistics",), partial(stages.statistics, run))
     trained = {
-        model.name: _fingerprint("model", known, _plain(model), _plain(recipe.training), window)
+        model.name: _fingerprint("model", known, _plain(model), _plain(recipe.training), _plain(recipe.loader), window)
         for model in recipe.models
     }
     for model in recipe.models:
@@ -207,6 +311,10 @@ def _units(run: Run) -> Iterator[Unit]:
     yield Unit("maps", "maps", maps, (out / "maps",), partial(stages.maps, run))
 
 
+def _is_finished(unit: Unit, finished: dict[str, str | None]) -> bool:
+    return finished.get(unit.name) == unit.fingerprint and all(path.exists() for path in unit.outputs)
+
+
 def _write_recipe(run: Run) -> None:
     """Write the recipe with every default filled in; a run that finds nothing to do touches no file."""
     path, text = run.out / "recipe.yaml", dump_recipe(run.recipe)
@@ -216,6 +324,13 @@ def _write_recipe(run: Run) -> None:
 
 def _plain(section: Any) -> Any:
     return None if section is None else section.model_dump(mode="json")
+
+
+def _choices(recipe: Recipe) -> list[dict[str, Any]]:
+    """Return what else tells tensors apart, where it is not the default."""
+    reading = recipe.source.model_dump(mode="json", include={"select", "damaged", "duplicates"}, exclude_defaults=True)
+    rounding = recipe.store.model_dump(mode="json", include={"keep_bits"}, exclude_defaults=True)
+    return [chosen] if (chosen := reading | rounding) else []
 
 
 def _fingerprint(*parts: Any) -> str:
@@ -266,31 +381,18 @@ def _ends_inside_a_line(journal: Path) -> bool:
     return bool(content) and not content.endswith(b"\n")
 
 
-def _remove_outputs(out: Path) -> None:
-    """Remove what runs left; the journals first, so that none vouches for what is half removed."""
-    for name in ("journal.jsonl", "tensors.zarr.journal.jsonl", "scores.nc", "scores.csv"):
-        (out / name).unlink(missing_ok=True)
-    for name in _OUTPUTS:
-        for suffix in ("", ".partial", ".old"):
-            shutil.rmtree(out / f"{name}{suffix}", ignore_errors=True)
+def _remove_outputs(run: Run) -> None:
+    """Remove what runs left; the journal first, so that it does not vouch for what is half removed."""
+    out = run.out
+    with locked(out / f".{run.store.name}.lock", f"parts of the tensors in {out} are being built; wait for them"):
+        for name in ("journal.jsonl", "scores.nc", "scores.csv"):
+            (out / name).unlink(missing_ok=True)
+        for name in _OUTPUTS:
+            for suffix in ("", ".partial", ".partial.new", ".partial.trash", ".old", ".old.trash"):
+                shutil.rmtree(out / f"{name}{suffix}", ignore_errors=True)
 
 
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system frees it when the process ends, however it ends."""
-    with (out / ".lock").open("a") as stream:
-        if not _lock(stream):
-            raise RuntimeError(f"another run works in {out}; wait for it, or choose another --out")
+    with locked(out / ".lock", f"another run works in {out}; wait for it, or choose another --out"):
         yield
-
-
-def _lock(stream: IO[str]) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no advisory locks, and none needed for a single user's runs
-        return True
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

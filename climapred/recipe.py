@@ -79,11 +79,18 @@ class SampleRecipe(_Section):
 
 
 class SourceRecipe(_Section):
-    """Where the fields come from: files (``path``: one, several, or a pattern) or the embedded sample."""
+    """Where the fields come from: files (``path``: one, several, or a pattern) or the embedded sample.
+
+    GRIB messages are taken by ``select``, such as {level: 500}; damaged ones may be skipped. Of a time that is there more
+    than once, the first or the last field may be taken.
+    """
 
     path: Texts | None = None
     sample: SampleRecipe | None = None
     variables: Annotated[tuple[VariableName, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    select: dict[str, Any] = {}
+    damaged: Literal["error", "skip"] = "error"
+    duplicates: Literal["refuse", "first", "last"] = "refuse"
 
     @model_validator(mode="after")
     def _one_of_both(self) -> SourceRecipe:
@@ -132,11 +139,20 @@ class GridRecipe(_Section):
         return self
 
 
+class StoreRecipe(_Section):
+    """How the tensors are written: bits of mantissa that are kept (all by default), and whether shards are read again."""
+
+    keep_bits: int | None = Field(None, ge=1, le=23)
+    verify: bool = True
+
+
 class WindowRecipe(_Section):
     """Frames in and out, and every how many times a training window starts."""
 
     history: int = Field(6, ge=1)
     horizon: int = Field(6, ge=1)
+    spacing: int = Field(1, ge=1, description="time steps from frame to frame that is seen")
+    lead_spacing: int = Field(1, ge=1, description="time steps from lead to lead")
     stride: int = Field(1, ge=1)
 
 
@@ -145,6 +161,7 @@ class SplitRecipe(_Section):
 
     validation: Date | Real
     test: Date | Real
+    embargo_hours: Real = Field(0.0, ge=0, description="before each of them, times that belong to no period")
 
 
 class ClimatologyRecipe(_Section):
@@ -162,11 +179,14 @@ class ModelRecipe(_Section):
     options: dict[str, Any] = {}
     inputs: Literal["anomaly", "standard", "minmax"] = "anomaly"
     target: Literal["change", "value"] = "change"
+    forcings: Annotated[
+        tuple[Literal["latitude", "longitude", "day_of_year", "hour"], ...], BeforeValidator(_as_tuple)
+    ] = ()
 
     @field_validator("options")
     @classmethod
     def _size_comes_from_the_data(cls, options: dict[str, Any]) -> dict[str, Any]:
-        if given := {"channels", "height", "width"} & set(options):
+        if given := {"channels", "forcings", "height", "width"} & set(options):
             raise ValueError(f"{', '.join(sorted(given))}: these follow from the data; leave them out")
         return options
 
@@ -184,12 +204,40 @@ class TrainingRecipe(_Section):
 
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(16, ge=1)
+    accumulate: int = Field(1, ge=1)
     learning_rate: Real = Field(2e-3, gt=0)
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    warmup: Real = Field(0.3, ge=0, lt=1)
     weight_decay: Real = Field(0.01, ge=0)
     clip: Real = Field(1.0, ge=0)
-    loss: Literal["mse", "mae"] = "mse"
+    loss: Literal["mse", "mae", "mse+mae"] = "mse"
+    area_weighted: bool = False
+    averaging: Real = Field(0.0, ge=0, lt=1)
+    patience: int = Field(0, ge=0)
+    sampling: Literal["none", "scheduled", "reverse"] = "none"
+    sampling_end: Real = Field(0.5, gt=0, le=1)
+    curriculum: int = Field(0, ge=0)
     precision: Literal["auto", "bf16", "float32"] = "auto"
+    compile: bool = False
+    processes: int = Field(1, ge=1)
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    checkpoint_seconds: Real = Field(60.0, ge=0)
+    tensorboard: bool = False
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _whole_weights_to_average(self) -> TrainingRecipe:
+        if self.strategy == "fsdp" and self.averaging:
+            raise ValueError("averaging needs whole weights in each process; use `strategy: ddp`, or leave it out")
+        return self
+
+
+class LoaderRecipe(_Section):
+    """Where windows are cut; see ``climapred.learning.loader.WindowLoader``."""
+
+    tier: Literal["auto", "device", "memory", "stream"] = "auto"
+    memory_limit_mb: int = Field(160, ge=1)
+    workers: int = Field(0, ge=0)
 
 
 class ForecastRecipe(_Section):
@@ -216,6 +264,7 @@ class Recipe(_Section):
     title: str = ""
     source: SourceRecipe
     grid: GridRecipe | None = None
+    store: StoreRecipe = StoreRecipe()
     window: WindowRecipe = WindowRecipe()
     split: SplitRecipe
     climatology: ClimatologyRecipe = ClimatologyRecipe()
@@ -223,6 +272,7 @@ class Recipe(_Section):
         tuple[ModelRecipe, ...], BeforeValidator(_as_tuple), Field(min_length=1), AfterValidator(_distinct_names)
     ]
     training: TrainingRecipe = TrainingRecipe()
+    loader: LoaderRecipe = LoaderRecipe()
     forecast: ForecastRecipe = ForecastRecipe()
     maps: MapsRecipe = MapsRecipe()
 
@@ -339,11 +389,13 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "source": SourceRecipe,
     "sample": SampleRecipe,
     "grid": GridRecipe,
+    "store": StoreRecipe,
     "window": WindowRecipe,
     "split": SplitRecipe,
     "climatology": ClimatologyRecipe,
     "models": ModelRecipe,
     "training": TrainingRecipe,
+    "loader": LoaderRecipe,
     "forecast": ForecastRecipe,
     "maps": MapsRecipe,
 }

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +20,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from climapred import testing
-from climapred.data.build import Source, build_store
+from climapred.data.build import Source, Target, build_store, finish_parts, repair_store
 from climapred.data.statistics import training_statistics
 from climapred.data.store import open_statistics, open_store, write_statistics
-from climapred.grid import Grid
-from climapred.learning.windows import Indices, Split, Window, chronological_split, time_step
+from climapred.grid import Grid, cell_areas
+from climapred.learning.order import Share
+from climapred.learning.windows import Split, Window, chronological_split, refuse_leaks, time_step
 from climapred.recipe import GridRecipe, ModelRecipe, Recipe, SampleRecipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from climapred.learning.artefact import Scaling
+    from climapred.learning.loader import WindowLoader
 
 Times = npt.NDArray[np.datetime64]
 Figures = Iterator[tuple[str, Callable[[], "Figure"]]]
@@ -42,6 +46,8 @@ class Run:
     out: Path
     scheduler: str | None = None
     console: Console = field(default_factory=lambda: Console(stderr=True))
+    workers: int | None = None
+    grown: bool = False
 
     @property
     def store(self) -> Path:
@@ -51,7 +57,7 @@ class Run:
     @property
     def window(self) -> Window:
         """Frames in and out."""
-        return Window(self.recipe.window.history, self.recipe.window.horizon)
+        return window_of(self.recipe)
 
     @property
     def variable(self) -> str:
@@ -60,13 +66,13 @@ class Run:
 
     def split(self, times: Times) -> Split:
         """Training, validation and test periods."""
-        return chronological_split(times, self.recipe.split.validation, self.recipe.split.test)
+        return split_of(self.recipe, times)
 
     def source(self) -> Source:
         """The files of this run; those of the embedded sample lie in its folder."""
         if self.recipe.source.sample is not None:
             return Source((f"{glob.escape(str(self.out))}/sample/*",), self.recipe.source.variables)
-        return Source(self.recipe.source.expanded_paths(), self.recipe.source.variables)
+        return _source(self.recipe)
 
     def forecast_path(self, name: str) -> Path:
         """The NetCDF file of a model or baseline."""
@@ -75,7 +81,7 @@ class Run:
     def forecast_times(self) -> tuple[Times, npt.NDArray[np.timedelta64]]:
         """Return the initial times of the test forecasts and their leads."""
         times = open_store(self.store)["time"].values
-        return init_times(self.recipe, times), time_step(times) * np.arange(1, self.window.horizon + 1)
+        return init_times(self.recipe, times), self.window.leads * time_step(times)
 
     @contextmanager
     def progress(self, text: str) -> Iterator[Callable[[int, int], None]]:
@@ -99,11 +105,23 @@ def target_grid(recipe: GridRecipe) -> Grid:
     return Grid.regular(recipe.spacing, region=recipe.region)
 
 
+def window_of(recipe: Recipe) -> Window:
+    """Return the frames in and out."""
+    keys = recipe.window
+    return Window(keys.history, keys.horizon, spacing=keys.spacing, lead_spacing=keys.lead_spacing)
+
+
+def split_of(recipe: Recipe, times: Times) -> Split:
+    """Return the training, validation and test periods."""
+    embargo = np.timedelta64(round(recipe.split.embargo_hours * 3600), "s")
+    return chronological_split(times, recipe.split.validation, recipe.split.test, embargo=embargo)
+
+
 def init_times(recipe: Recipe, times: Times) -> Times:
     """Return the last seen frame of every test window."""
-    window = Window(recipe.window.history, recipe.window.horizon)
-    split = chronological_split(times, recipe.split.validation, recipe.split.test)
-    return times[split.starts("test", times, window, stride=recipe.forecast.stride) + window.history - 1]
+    window = window_of(recipe)
+    starts = split_of(recipe, times).starts("test", times, window, stride=recipe.forecast.stride)
+    return times[starts + window.last_seen]
 
 
 @cache
@@ -119,7 +137,13 @@ def source_fields(recipe: Recipe) -> xr.Dataset:
     """Return the harmonised fields of a recipe's source, lazily, wherever they are."""
     if recipe.source.sample is not None:
         return sample(recipe.source.sample).fields
-    return Source(recipe.source.expanded_paths(), recipe.source.variables).open()
+    return _source(recipe).open()
+
+
+def _source(recipe: Recipe) -> Source:
+    keys = recipe.source
+    select = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in keys.select.items())
+    return Source(keys.expanded_paths(), keys.variables, select, keys.damaged, keys.duplicates)
 
 
 def write_sample(run: Run) -> None:
@@ -136,19 +160,43 @@ def write_sample(run: Run) -> None:
         testing.write_era5_grib(made.fields, folder / "era5-2mt.grib")
 
 
-def build(run: Run) -> None:
-    """Regrid the source into the store."""
-    grid = run.recipe.grid
+def build(run: Run, part: tuple[int, int] | None = None) -> None:
+    """Regrid the source into the store, or write one part of it."""
     with run.progress("build: shards") as progress:
         build_store(
             run.source(),
             run.store,
-            grid=None if grid is None else target_grid(grid),
-            method=grid.method if grid else "conservative",
-            max_missing=grid.max_missing if grid else 0.5,
+            **_target(run.recipe),
+            window=run.window.extent,
+            verify=run.recipe.store.verify,
+            grown=run.grown,
+            part=part,
             scheduler=run.scheduler,
+            workers=run.workers,
             progress=progress,
+            announce=lambda text: run.console.print(f"build: {text}"),
         )
+
+
+def finish_build(run: Run) -> None:
+    """Finish the store whose parts are written."""
+    finish_parts(run.source(), run.store, **_target(run.recipe))
+
+
+def repair(run: Run) -> None:
+    """Look at every shard of the store again; write those that are damaged or missing anew."""
+    damaged = repair_store(run.source(), run.store, **_target(run.recipe))
+    for name, start, stop in damaged:
+        run.console.print(f"build: {name}, times {start} to {stop - 1}: damaged, written anew")
+    if not damaged:
+        run.console.print("build: every shard is intact")
+
+
+def _target(recipe: Recipe) -> Target:
+    grid, keep_bits = recipe.grid, recipe.store.keep_bits
+    if grid is None:
+        return Target(keep_bits=keep_bits)
+    return Target(grid=target_grid(grid), method=grid.method, max_missing=grid.max_missing, keep_bits=keep_bits)
 
 
 def statistics(run: Run) -> None:
@@ -162,15 +210,29 @@ def statistics(run: Run) -> None:
 
 
 def train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
-    """Train one model and save it."""
+    """Train one model and save it, in as many processes as the recipe says."""
+    from climapred.learning.launch import together
+
+    training, alone = run.recipe.training, Share.current().world == 1
+    if alone and (training.processes > 1 or training.strategy == "fsdp"):
+        together(_train_in_process, (run.recipe, run.out, recipe, fingerprint, run.console.quiet), training.processes)
+    else:
+        _train(run, recipe, fingerprint)
+
+
+def _train_in_process(recipe: Recipe, out: Path, model: ModelRecipe, fingerprint: str, quiet: bool) -> None:
+    _train(Run(recipe, out, console=Console(stderr=True, quiet=quiet)), model, fingerprint)
+
+
+def _train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
+    """Train one model, alone or as one of several processes, the first of which saves it."""
     from climapred.learning.artefact import Scaling, TrainedModel, save_model, scaled_network
-    from climapred.learning.loader import WindowDataset, window_loader
     from climapred.learning.training import Training, fit
 
     fields, known = open_store(run.store), open_statistics(run.store)
-    times, variables = fields["time"].values, run.recipe.source.variables
+    times, variables, first = fields["time"].values, run.recipe.source.variables, Share.current().rank == 0
     training = Training(**run.recipe.training.model_dump())
-    scaling = Scaling(recipe.inputs, recipe.target)
+    scaling = Scaling(recipe.inputs, recipe.target, recipe.forcings)
     module, orders = scaled_network(
         recipe.architecture,
         recipe.options,
@@ -179,23 +241,18 @@ def train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
         variables=variables,
         seed=training.seed,
     )
-    split, window = run.split(times), run.window
-    dataset = WindowDataset(fields[list(variables)].isel(time=slice(0, split.validation[1])), window, orders)
-
-    def starts(period: str) -> Indices:
-        return split.starts(period, times, window, stride=run.recipe.window.stride)
-
-    size, folder = training.batch_size, run.out / "models" / recipe.name
-    run.console.print(f"train: {recipe.name}, {sum(p.numel() for p in module.network.parameters()):,} parameters")
+    if first:
+        run.console.print(f"train: {recipe.name}, {sum(p.numel() for p in module.network.parameters()):,} parameters")
+    folder, grid = run.out / "models" / recipe.name, Grid.of(fields)
     outcome = fit(
         module,
-        window_loader(dataset, starts("train"), size, seed=training.seed),
-        window_loader(dataset, starts("validation"), 4 * size),
-        history=window.history,
+        *_loaders(run, fields[list(variables)], orders, scaling),
+        history=run.window.history,
         training=training,
         folder=folder,
+        areas=cell_areas(grid),
         identity=fingerprint,
-        show_progress=not run.console.quiet,
+        show_progress=first and not run.console.quiet,
     )
     made = TrainedModel(
         name=recipe.name,
@@ -204,8 +261,8 @@ def train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
         scaling=scaling,
         orders=orders,
         variables=variables,
-        grid=Grid.of(fields),
-        window=window,
+        grid=grid,
+        window=run.window,
         step=time_step(times),
         module=module,
         training={
@@ -215,7 +272,28 @@ def train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
             "fingerprint": fingerprint,
         },
     )
-    save_model(made, folder)
+    if first:
+        save_model(made, folder)
+
+
+def _loaders(
+    run: Run, fields: xr.Dataset, orders: tuple[int, int] | None, scaling: Scaling
+) -> tuple[WindowLoader, WindowLoader]:
+    """Return the training and validation batches; the test period is out of their reach."""
+    from climapred.learning.loader import WindowDataset, WindowLoader
+
+    times, window, keys, training = fields["time"].values, run.window, run.recipe.loader, run.recipe.training
+    split = run.split(times)
+    periods = ("train", "validation", "test")
+    starts = {name: split.starts(name, times, window, stride=run.recipe.window.stride) for name in periods}
+    refuse_leaks(times, window, starts)
+    seen = fields.isel(time=slice(0, split.validation[1]))
+    dataset = WindowDataset(seen, window, orders, forcings=scaling.forcings, missing=scaling.missing)
+    options: Any = {"tier": keys.tier, "memory_limit": keys.memory_limit_mb * 2**20, "workers": keys.workers}
+    return (
+        WindowLoader(dataset, starts["train"], training.batch_size, seed=training.seed, **options),
+        WindowLoader(dataset, starts["validation"], 4 * training.batch_size, **options),
+    )
 
 
 def forecast_model(run: Run, name: str) -> None:

@@ -1,13 +1,18 @@
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xarray as xr
 from typer.testing import CliRunner
 
 from climapred.cli import app
-from climapred.testing import synthetic_temperature, write_ncep
+from climapred.data.regrid import regrid
+from climapred.grid import Grid
+from climapred.testing import synthetic_temperature, write_grib, write_ncep
 
 CATALOGS = Path(__file__).parents[1] / "catalogs"
 
@@ -26,14 +31,16 @@ def plain(text: str) -> str:
 def test_help_names_the_commands():
     code, out, _ = climapred("--help")
     assert code == 0
-    for command in ("run", "validate", "catalog"):
+    for command in ("run", "validate", "inspect", "catalog"):
         assert re.search(rf"\b{command}\b", plain(out))
 
 
 def test_help_of_run_names_the_options():
     code, out, _ = climapred("run", "--help")
     assert code == 0
-    for option in ("RECIPE", "--out", "--set", "--until", "--restart", "--scheduler"):
+    for option in ("RECIPE", "--out", "--set", "--until", "--restart", "--scheduler", "--workers"):
+        assert option in plain(out)
+    for option in ("--part", "--finish", "--append", "--repair"):
         assert option in plain(out)
 
 
@@ -134,6 +141,53 @@ def test_unknown_stage(finished_run, tmp_path):
     assert "'tain' is not a stage; stages: build, train, forecast, evaluate, maps" in plain(err)
 
 
+@pytest.fixture
+def files_recipe(tmp_path):
+    """A recipe of a file, without its run; its fields are large enough for two shards."""
+    path = write_ncep(synthetic_temperature(periods=400).fields, tmp_path)[0]
+    (tmp_path / "r.yaml").write_text(
+        f"name: files\nsource: {{path: {path}, variables: air}}\nsplit: {{validation: 0.6, test: 0.8}}\n"
+        "grid: {spacing: 0.5, region: [22, 77, 181, 296], method: bilinear}\n"
+        "models: [{name: conv, architecture: convlstm, options: {hidden: 4}}]\n"
+    )
+    return tmp_path / "r.yaml", tmp_path / "out"
+
+
+def test_parts_of_a_batch_array(files_recipe):
+    recipe, out = files_recipe
+    run = ("run", recipe, "--out", out)
+    code, _, err = climapred(*run, "--finish")
+    assert (code, err.startswith("error: no part of ")) == (1, True)
+    assert climapred(*run, "--part", "1/2")[0] == 0
+    code, _, err = climapred(*run, "--finish")
+    assert (code, "shards (first: times " in err, "run their parts again" in err) == (1, True, True)
+    assert climapred(*run, "--part", "2/2", "--workers", "1")[0] == 0
+    assert climapred(*run, "--finish") == (0, "", "build: the tensors are finished\n")
+    assert climapred(*run, "--finish") == (0, "", "nothing to do: the tensors are finished\n")
+    code, _, err = climapred(*run, "--until", "build", "--repair", "--append")
+    assert code == 0
+    assert "build: every shard is intact" in err
+    assert sorted(path.name for path in out.iterdir()) == ["journal.jsonl", "recipe.yaml", "tensors.zarr"]
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/2/3", "-1/2"])
+def test_parts_that_are_none(files_recipe, part):
+    recipe, out = files_recipe
+    code, _, err = climapred("run", recipe, "--out", out, "--part", part)
+    assert code == 2
+    assert f"{part!r} is not I/N with I from 1 to N, such as 3/8" in plain(err)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("other", ["--finish", "--restart", "--append", "--repair", "--until=build"])
+def test_a_part_goes_with_nothing_else(files_recipe, other):
+    recipe, out = files_recipe
+    code, _, err = climapred("run", recipe, "--out", out, "--part", "1/2", other)
+    assert code == 2
+    assert "--part and --finish stand alone" in plain(err)
+    assert not out.exists()
+
+
 def test_out_is_needed(finished_run):
     code, _, err = climapred("run", finished_run.recipe)
     assert code == 2
@@ -142,6 +196,81 @@ def test_out_is_needed(finished_run):
 
 def test_validate(finished_run):
     assert climapred("validate", finished_run.recipe) == (0, f"{finished_run.recipe}: valid\n", "")
+
+
+@pytest.fixture
+def ncep_file(tmp_path):
+    return write_ncep(synthetic_temperature(periods=40).fields, tmp_path)[0]
+
+
+def test_inspect_of_a_file_that_harmonise_takes(ncep_file):
+    code, out, err = climapred("inspect", ncep_file)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == str(ncep_file)
+    assert lines[1].startswith("  air: time 40 x lat ")
+    assert any(line.startswith("  latitude: descends from ") and line.endswith("-> sorted to ascend") for line in lines)
+    assert lines[-1] == "harmonise takes this"
+    assert not re.search("\x1b", out)  # no terminal, no colours
+
+
+def test_inspect_of_a_file_that_harmonise_refuses(ncep_file):
+    code, out, err = climapred("inspect", ncep_file, ncep_file)  # the same times twice
+    assert (code, err) == (1, "")
+    assert out.splitlines()[-1].startswith("refused: time: 40 of 80 times in 'time' are repeated: ")
+    code, out, _ = climapred("inspect", ncep_file, ncep_file, "--duplicates", "first")
+    assert code == 0
+    assert "-> dropped all but the first of each" in out
+
+
+def test_inspect_for_machines(ncep_file):
+    code, out, _ = climapred("inspect", ncep_file, "--json", "--every-time")
+    found = json.loads(out)
+    assert (code, found["refused"]) == (0, False)
+    assert found["files"] == [str(ncep_file)]
+    assert found["variables"][0]["times_read"] == found["times"]["count"] == 40
+    code, out, _ = climapred("inspect", ncep_file, ncep_file, "--json")
+    assert (code, json.loads(out)["refused"]) == (1, True)
+
+
+def test_inspect_of_some_messages(tmp_path):
+    path = write_grib(tmp_path / "a.grib", *({"shortName": name, "dataTime": 600} for name in ("2t", "10u", "z")))
+    code, out, _ = climapred("inspect", path, "-v", "t2m", "--select", "data_type=an")
+    assert code == 0
+    assert "  u10: 1 message -> left out\n" in out
+    code, out, err = climapred("inspect", path, "--select", "level=17")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: no message of {path} has level [17.0]; there are ")
+    code, _, err = climapred("inspect", path, "--select", "level")
+    assert code == 2
+    assert "'level' is not KEY=VALUE, such as level=500" in plain(err)
+
+
+def test_inspect_of_damaged_messages(tmp_path):
+    path = write_grib(tmp_path / "a.grib", *({"shortName": "2t", "dataTime": time} for time in (0, 600)))
+    path.write_bytes(path.read_bytes()[:-10])
+    code, out, _ = climapred("inspect", path)
+    assert code == 1
+    assert out.splitlines()[-1].startswith(f"refused: files: {path} is truncated or damaged at byte ")
+    code, out, _ = climapred("inspect", path, "--skip-damaged")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no file matches '{path}' (working directory "),
+        (b"", "{path} is empty; a GRIB, NetCDF or Zarr source was wanted"),
+        (b"x,y\n", "{path} is neither GRIB, NetCDF nor Zarr: it begins with b'x,y"),
+    ],
+)
+def test_inspect_of_what_cannot_be_read(tmp_path, content, message):
+    path = tmp_path / "a.nc"
+    if content is not None:
+        path.write_bytes(content)
+    code, out, err = climapred("inspect", path)
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert err.startswith("error: " + message.format(path=path))
 
 
 def test_catalog_lists_entries():
@@ -186,3 +315,41 @@ def test_as_a_program(finished_run, tmp_path):
     assert bad.returncode == 1
     assert bad.stderr.startswith(f"error: {finished_run.recipe}, line 8: split: ")
     assert "Traceback" not in bad.stderr
+
+
+def test_regrid(tmp_path):
+    path = write_ncep(synthetic_temperature(periods=8).fields, tmp_path)[0]
+    out = tmp_path / "out.nc"
+    command = ("regrid", path, out, "--grid", "5", "--region", 30, 60, 200, 260, "--variables", "air")
+    assert climapred(*command, "--method", "bilinear") == (0, f"{out}: written\n", "")
+    with xr.open_dataset(out) as written, xr.open_dataset(path) as source:
+        expected = regrid(source[["air"]], Grid.regular(5, (30, 60, 200, 260)), "bilinear")
+        np.testing.assert_array_equal(written["air"], expected["air"])
+        assert re.fullmatch(
+            rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ: climapred regrid {path} {out} --grid 5 "
+            r"--region 30.0 60.0 200.0 260.0 --method bilinear --max-missing 0.5",
+            written.attrs["history"],
+        )
+    code, _, err = climapred(*command)
+    assert (code, err) == (
+        1,
+        f"error: {out} exists; remove it, name another, or allow it to be replaced (--overwrite)\n",
+    )
+    assert climapred(*command, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--grid", "T63"], "a grid is a spacing in degrees such as 1.5, N48 or F48, or a file; no file 'T63'"),
+        (["--grid", "5", "--method", "cubic"], "method must be one of nearest, bilinear, conservative, got 'cubic'"),
+        (["--grid", "5", "--variables", "t2m,u10"], "variable 't2m' cannot be taken from"),
+        (["--grid", "5", "--region", "0", "10", "5", "25"], "no point of the target lies in the source"),
+    ],
+)
+def test_regrid_errors_are_one_clear_line(tmp_path, options, message):
+    path = write_ncep(synthetic_temperature(periods=8).fields, tmp_path)[0]
+    code, out, err = climapred("regrid", path, tmp_path / "out.zarr", *options)
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert message in err
+    assert not list(tmp_path.glob("out*"))

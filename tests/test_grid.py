@@ -230,7 +230,7 @@ def on_axes(latitude, longitude, **bounds):
 @pytest.mark.parametrize("latitude", [[10, 20, 30], [30, 20, 10]])
 def test_of_axes_in_any_direction(latitude, longitude, expected):
     dataset = on_axes(latitude, longitude)
-    grid = Grid.of(dataset)
+    grid = Grid.of(dataset, any_direction=True)
     np.testing.assert_array_equal(grid.latitude, [10, 20, 30])
     np.testing.assert_array_equal((grid.longitude - expected) % 360, 0)
     np.testing.assert_array_equal(np.diff(grid.longitude), np.diff(expected))
@@ -243,12 +243,15 @@ def test_of_brings_the_cells_of_the_file():
     edges = {"lat": gaussian.latitude_bounds, "lon": gaussian.longitude_bounds}
     assert Grid.of(on_axes(gaussian.latitude, gaussian.longitude, **edges)) == gaussian
     falling = {"lat": gaussian.latitude_bounds[::-1], "lon": gaussian.longitude_bounds}
-    assert Grid.of(on_axes(gaussian.latitude[::-1], gaussian.longitude, **falling)) == gaussian
+    turned = on_axes(gaussian.latitude[::-1], gaussian.longitude, **falling)
+    assert Grid.of(turned, any_direction=True) == gaussian
+    with pytest.raises(ValueError, match=r"lat must increase; call harmonise\(\) first"):
+        Grid.of(turned)  # a field's rows would not be those of the grid
     regular = Grid.regular(30)
     noisy = {"lat": regular.latitude_bounds + 2e-5, "lon": regular.longitude_bounds}
     assert Grid.of(on_axes(regular.latitude, regular.longitude, **noisy)) == regular
     jumping = on_axes([0, 1], [0, 120, -120], lon=np.array([-60, 60, 180, 300.0]))
-    np.testing.assert_array_equal(Grid.of(jumping).longitude_bounds, [-60, 60, 180, 300])
+    np.testing.assert_array_equal(Grid.of(jumping, any_direction=True).longitude_bounds, [-60, 60, 180, 300])
     apart = on_axes([0, 1], [0, 1], lat=np.array([-0.5, 0.5, 1.5]))
     apart["lat_bnds"][1, 0] = 0.7
     with pytest.raises(ValueError, match=r"cells in 'lat_bnds' must touch each other; drop it first"):

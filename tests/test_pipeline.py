@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import xarray as xr
 from rich.console import Console
 
 from climapred import pipeline
+from climapred.data.locks import locked
 from climapred.data.store import open_statistics, open_store
 from climapred.learning.artefact import load_model
 from climapred.recipe import RecipeError, load_recipe
@@ -171,6 +173,7 @@ def test_a_second_run_touches_nothing(tiny_run):
         ("split.validation=2001-09-05", "evaluate", ["statistics", *TRAIN, *FORECAST, "scores"]),
         ("climatology.daily=1", "build", ["statistics"]),
         ("grid.method=bilinear", "build", ["tensors", "statistics"]),
+        ("store.keep_bits=12", "build", ["tensors", "statistics"]),
         ("source.sample.seed=1", "build", BUILD),
         ("title=Another", "evaluate", [*FORECAST, "scores"]),  # it stands in the files
     ],
@@ -216,10 +219,101 @@ def test_changed_files_are_built_again(tmp_path):
     np.testing.assert_allclose(open_store(tmp_path / "out/tensors.zarr")["air"][0], fields["t2m"][0] + 1, atol=0.01)
 
 
+@pytest.fixture
+def two_years(tmp_path):
+    """A recipe of files, of which one year is there; and the fields of both."""
+    fields = synthetic_temperature(periods=2 * 1460).fields
+    write_ncep(fields.isel(time=slice(0, 1460)), tmp_path)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"name: files\nsource: {{path: '{tmp_path}/air.*.nc', variables: air}}\nsplit: {{validation: 2001-09-01, "
+        "test: 2001-11-01}\nmodels: [{name: conv, architecture: convlstm, options: {hidden: 4}}]\n"
+    )
+    return recipe, fields
+
+
+def test_new_files_are_appended(two_years, tmp_path, capsys):
+    (recipe, fields), out = two_years, tmp_path / "out"
+
+    def build(**options) -> list[str]:
+        return pipeline.run(recipe, out, until="build", console=Console(stderr=True, width=200), **options)
+
+    assert build() == ["tensors", "statistics"]
+    shards = snapshot(out / "tensors.zarr/air/c")
+    write_ncep(fields.isel(time=slice(1460, None)), tmp_path)
+    capsys.readouterr()
+    assert build() == ["tensors", "statistics"]
+    assert "build: 1460 times are appended to 1460" in capsys.readouterr().err
+    after = snapshot(out / "tensors.zarr/air/c")
+    kept = [name for name in shards if shards[name] == after[name] and name.endswith("/0/0")]
+    assert len(kept) == 1460 // open_store(out / "tensors.zarr").attrs["layout"]["shard"]
+    stored = open_store(out / "tensors.zarr")["air"]
+    np.testing.assert_allclose(stored, fields["t2m"], rtol=0, atol=0.01)  # packed in steps of 0.01 K
+
+
+def test_files_that_have_grown(two_years, tmp_path, capsys):
+    (recipe, fields), out = two_years, tmp_path / "out"
+
+    def build(**options) -> list[str]:
+        return pipeline.run(recipe, out, until="build", console=Console(stderr=True, width=200), **options)
+
+    year = fields.isel(time=slice(1460, None))
+    write_ncep(year.isel(time=slice(0, 100)), tmp_path)
+    build()
+    write_ncep(year, tmp_path)
+    assert build(grown=True) == ["tensors", "statistics"]
+    assert "build: 1360 times are appended to 1560" in capsys.readouterr().err
+    assert len(open_store(out / "tensors.zarr")["time"]) == 2920
+
+
+def test_parts_and_finish(two_years, tmp_path):
+    (recipe, _), out, quiet = two_years, tmp_path / "out", Console(quiet=True)
+    pipeline.build_part(recipe, out, (2, 2), console=quiet)
+    with pytest.raises(
+        ValueError, match=r"tensors.zarr: .* shards \(first: times 0\.\..*\) are not written; run their parts"
+    ):
+        pipeline.finish_build(recipe, out, console=quiet)
+    with pytest.raises(FileNotFoundError, match="its build has not finished"):
+        open_store(out / "tensors.zarr")
+    pipeline.build_part(recipe, out, (1, 2), workers=2, console=quiet)
+    assert pipeline.finish_build(recipe, out, console=quiet) == ["tensors"]
+    assert pipeline.finish_build(recipe, out, console=quiet) == []
+    assert pipeline.run(recipe, out, until="build", console=quiet) == ["statistics"]
+    names = {path.name for path in out.iterdir()}
+    assert names == {"journal.jsonl", "recipe.yaml", "tensors.zarr"}
+
+
+def test_the_sample_has_no_parts(tiny_recipe):
+    with pytest.raises(RecipeError, match="the embedded sample is not built in parts"):
+        pipeline.build_part(*tiny_recipe, (1, 2), console=Console(quiet=True))
+
+
+def test_repair(tiny_run, capsys):
+    shard = next((tiny_run.out / "tensors.zarr/air/c").glob("*/0/0"))
+    good = shard.read_bytes()
+    shard.write_bytes(good[:-1] + b"?")
+    console = Console(stderr=True, width=200)
+    assert pipeline.run(tiny_run.recipe, tiny_run.out, console=console) == []  # nobody has looked
+    for expected in ("damaged, written anew", "build: every shard is intact"):
+        assert pipeline.run(tiny_run.recipe, tiny_run.out, repair=True, console=console) == []
+        assert expected in capsys.readouterr().err
+    assert shard.read_bytes() == good
+
+
+def test_no_restart_while_parts_are_built(tiny_run):
+    before = snapshot(tiny_run.out)
+    with (
+        locked(tiny_run.out / ".tensors.zarr.lock", "", shared=True),
+        pytest.raises(RuntimeError, match=r"parts of the tensors in .*out are being built; wait for them"),
+    ):
+        run(tiny_run, restart=True)
+    assert snapshot(tiny_run.out) == before
+
+
 def test_until(tiny_recipe, finished_run):
     assert run(tiny_recipe, until="build") == BUILD
     assert sorted(path.name for path in tiny_recipe.out.iterdir()) == [
-        *(".lock", "journal.jsonl", "recipe.yaml", "sample", "tensors.zarr")
+        *("journal.jsonl", "recipe.yaml", "sample", "tensors.zarr")
     ]
     assert run(tiny_recipe, until="build") == []
     assert run(tiny_recipe, until="train") == TRAIN
@@ -231,7 +325,7 @@ def test_until(tiny_recipe, finished_run):
 def test_restart(tiny_run):
     assert run(tiny_run, restart=True, until="build") == BUILD
     names = {path.name for path in tiny_run.out.iterdir()}
-    assert names == {".lock", "journal.jsonl", "recipe.yaml", "sample", "tensors.zarr"}
+    assert names == {"journal.jsonl", "recipe.yaml", "sample", "tensors.zarr"}
     assert [row["unit"] for row in journal(tiny_run.out) if "finished" in row] == BUILD
 
 
@@ -259,10 +353,16 @@ def test_a_removed_output_is_made_again(tiny_run, finished_run, removed, redone)
 
 
 def test_what_was_begun_and_not_finished_is_done_again(tiny_run):
-    """A kill while another recipe replaced the tensors: the old fingerprint no longer says what the folder holds."""
+    """A kill while another recipe replaced an output: the old fingerprint no longer says what the folder holds.
+
+    The tensors say it themselves: those of another recipe are replaced, those of this one stay.
+    """
     with (tiny_run.out / "journal.jsonl").open("a") as stream:
         stream.write('{"begun": "2030-01-01T00:00:00+00:00", "unit": "tensors"}\n')
-    assert run(tiny_run) == ["tensors", "statistics"]
+        stream.write('{"begun": "2030-01-01T00:00:00+00:00", "unit": "maps"}\n')
+    before = snapshot(tiny_run.out / "tensors.zarr")
+    assert run(tiny_run) == ["tensors", "maps"]
+    assert snapshot(tiny_run.out / "tensors.zarr") == before
     assert run(tiny_run) == []
 
 
@@ -336,6 +436,80 @@ def test_check_names_file_line_and_key(finished_run, tmp_path, monkeypatch, over
     assert not (tmp_path / "out").exists()  # nothing is written before all is checked
 
 
+# Training with everything on
+
+
+def training_log(out: Path) -> pd.DataFrame:
+    return pd.read_csv(out / "models/graph/log.csv").drop(columns=["seconds", "windows_per_second", "waiting"])
+
+
+def test_every_training_key_reaches_the_models(tiny_recipe):
+    """Spacing, embargo, forcings, feedback with sampling, streamed windows: through to the forecasts of the artefact."""
+    overrides = [
+        "window={history: 3, horizon: 2, spacing: 2, lead_spacing: 4, stride: 5}",
+        "split.embargo_hours=48",
+        "models=[{name: conv, architecture: convlstm, options: {hidden: 4, feedback: true}, forcings: [latitude, hour]}]",
+        "training={epochs: 3, batch_size: 8, accumulate: 2, schedule: cosine, warmup: 0.1, loss: mse+mae, area_weighted: true,"
+        " averaging: 0.9, patience: 2, sampling: scheduled, curriculum: 2, precision: float32, tensorboard: true}",
+        "loader={tier: stream, memory_limit_mb: 1}",
+        "maps={leads_hours: [24, 48]}",
+    ]
+    run(tiny_recipe, *overrides, until="forecast")
+    out = tiny_recipe.out
+    model, fields = load_model(out / "models" / "conv"), open_store(out / "tensors.zarr")
+    assert model.scaling.forcings == ("latitude", "hour")
+    assert any((out / "models/conv/tensorboard").iterdir())
+    with xr.open_dataset(out / "forecasts/conv.nc") as stored:
+        written = stored.load()
+    assert written["forecast_period"].values.tolist() == [24, 48]  # hours
+    start = written["forecast_reference_time"].values[1]
+    again = model.forecast(fields, start, precision="float32")["air"].values[0]
+    np.testing.assert_allclose(written["air"].values[1], again, atol=1e-4)
+    split = np.datetime64("2001-09-01") - np.timedelta64(48, "h")
+    assert np.datetime64(model.training["data"]["training_stop"]) < split
+
+
+def test_sampling_is_for_networks_that_feed_back(finished_run, tmp_path):
+    message = r"tiny.yaml, line \d+: models.0: training.sampling: reverse is for networks that eat their own forecasts"
+    with pytest.raises(RecipeError, match=message):
+        run(finished_run._replace(out=tmp_path / "out"), "training.sampling=reverse")
+
+
+def test_statistics_and_windows_keep_the_embargo(tiny_recipe):
+    run(tiny_recipe, "split.embargo_hours=240", until="build")
+    stop = np.datetime64(open_statistics(tiny_recipe.out / "tensors.zarr").attrs["training_stop"])
+    assert stop == np.datetime64("2001-08-21T18")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["processes", "torchrun"])
+def test_two_processes_train_the_model_of_one(tiny_recipe, tmp_path, how):
+    even = "window.stride=22"  # 44 windows: of an odd number, two processes leave one out
+    alone = tiny_recipe._replace(out=tmp_path / "alone")
+    run(alone, even, until="train")
+    overrides = [even, "training.processes=2"] if how == "processes" else [even]
+    command = [sys.executable, "-m", "climapred.cli", "run", str(tiny_recipe.recipe), "--out", str(tiny_recipe.out)]
+    command += ["--until", "train", *(part for override in overrides for part in ("--set", override))]
+    environments = [dict(os.environ)]
+    if how == "torchrun":  # what it puts into the environment of each process
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environments = [os.environ | world | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, env=environment, **pipes) for environment in environments]
+    output = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), output
+    assert "models/graph/model.json" in output[0][0]
+    assert [out for out, _ in output[1:]] == [""] * (len(started) - 1)
+    for name in ("graph", "conv"):
+        one, two = (load_model(out / "models" / name) for out in (alone.out, tiny_recipe.out))
+        for (key, weight), other in zip(one.module.state_dict().items(), two.module.state_dict().values(), strict=True):
+            np.testing.assert_allclose(weight, other, atol=2e-5, err_msg=key)
+    assert run(tiny_recipe, *overrides, until="train") == []
+
+
 # What a kill leaves
 
 CHILD = (
@@ -370,7 +544,7 @@ def test_killed_in_every_stage(tiny_recipe, finished_run):
     for stage, reached in {
         "tensors": begun("tensors"),
         "statistics": begun("statistics"),
-        "train": lambda out: (out / "models/graph/checkpoints/last.ckpt").exists(),  # one of two epochs is done
+        "train": lambda out: any(out.glob("models/graph/checkpoints/*/last.ckpt")),  # one of two epochs is done
         "forecast": begun("forecast conv"),
         "evaluate": begun("scores"),
         "maps": lambda out: any((out / "maps.partial").glob("*.png")),
@@ -391,9 +565,28 @@ def test_killed_in_every_stage(tiny_recipe, finished_run):
     assert weights(out) == weights(finished_run.out)
     assert (out / "scores.csv").read_bytes() == (finished_run.out / "scores.csv").read_bytes()
     xr.testing.assert_equal(open_store(out / "tensors.zarr"), open_store(finished_run.out / "tensors.zarr"))
-    logs = [pd.read_csv(each / "models/graph/log.csv").drop(columns="seconds") for each in (out, finished_run.out)]
-    pd.testing.assert_frame_equal(*logs)
+    pd.testing.assert_frame_equal(*(training_log(each) for each in (out, finished_run.out)))
     assert sorted(path.name for path in (out / "maps").iterdir()) == sorted(
         path.name for path in (finished_run.out / "maps").iterdir()
     )
     assert run(tiny_recipe) == []
+
+
+@pytest.mark.slow
+def test_a_term_signal_saves_and_asks_for_requeue(tiny_recipe, finished_run):
+    """TERM while a model is trained: exit code 75 from the command line; the next run ends in the same result."""
+    overrides = ["--set", "training.checkpoint_seconds=0"]
+    command = [sys.executable, "-m", "climapred.cli", "run", *map(str, [tiny_recipe.recipe, "--out", tiny_recipe.out])]
+    child = subprocess.Popen([*command, *overrides], stderr=subprocess.PIPE, text=True)
+    while not any(tiny_recipe.out.glob("models/graph/checkpoints/*/*.ckpt")):
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.002)
+    child.send_signal(signal.SIGTERM)
+    _, errors = child.communicate(timeout=120)
+    if (tiny_recipe.out / "models/graph/model.json").exists():
+        pytest.fail("the training was over before the signal came")
+    assert child.returncode == 75
+    assert "has saved its state; run the same command again to go on" in " ".join(errors.split())
+    run(tiny_recipe, "training.checkpoint_seconds=0")
+    pd.testing.assert_frame_equal(training_log(tiny_recipe.out), training_log(finished_run.out))
+    assert weights(tiny_recipe.out) == weights(finished_run.out)

@@ -1,3 +1,5 @@
+import dataclasses
+import inspect
 import os
 from pathlib import Path
 
@@ -5,7 +7,18 @@ import pytest
 import yaml
 
 from climapred import pipeline
-from climapred.recipe import RecipeError, dump_recipe, load_recipe, located
+from climapred.learning.loader import WindowLoader
+from climapred.learning.training import Training
+from climapred.learning.windows import Window
+from climapred.recipe import (
+    LoaderRecipe,
+    RecipeError,
+    TrainingRecipe,
+    WindowRecipe,
+    dump_recipe,
+    load_recipe,
+    located,
+)
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 DATA = Path(os.environ.get("CLIMAPRED_DATA", Path(__file__).parents[1] / "../shared/data"))
@@ -96,7 +109,10 @@ def test_dump_reads_back_to_the_same_recipe(write, extra):
         (edited("epochs: 2", "epochs: 1.5"), "line 14: training.epochs: Input should be a valid integer, got 1.5"),
         (edited("epochs: 2", "epochs: 0"), "line 14: training.epochs: Input should be greater than or equal to 1"),
         (edited("epochs: 2", "epochs: yes"), "line 14: training.epochs: Input should be a valid integer, got True"),
-        (edited("epochs: 2", "loss: mse2"), "line 14: training.loss: Input should be 'mse' or 'mae', got 'mse2'"),
+        (
+            edited("epochs: 2", "loss: mse2"),
+            "line 14: training.loss: Input should be 'mse', 'mae' or 'mse\\+mae', got 'mse2'",
+        ),
         (edited("epochs: 2", "clip: -1"), "line 14: training.clip: Input should be greater than or equal to 0, got -1"),
         (edited("    architecture: convlstm\n", ""), "line 11: models.1.architecture: this key is missing"),
         (edited("name: tiny\n", ""), "line 2: name: this key is missing"),
@@ -124,6 +140,11 @@ def test_dump_reads_back_to_the_same_recipe(write, extra):
             VALID + "grid: {spacing: 1, region: [1, 2, x, 4]}\n",
             "line 15: grid.region.2: Input should be a valid number",
         ),
+        (
+            VALID + "store: {keep_bits: 24}\n",
+            "line 15: store.keep_bits: Input should be less than or equal to 23, got 24",
+        ),
+        (VALID + "store: {shards: 2}\n", "line 15: store.shards: unknown key; known keys here: keep_bits, verify"),
         (VALID + "grid: {spacing: 0}\n", "line 15: grid.spacing: Input should be greater than 0, got 0"),
         (VALID + "maps: {points: [[40, 260], [40]]}\n", "line 15: maps.points.1.1: this key is missing"),
         (VALID + "name: twice\n", "r.yaml is not YAML: the key 'name' is repeated.*line 15"),
@@ -245,3 +266,29 @@ def test_shipped_recipes(path, monkeypatch):
 
 def test_three_recipes_are_shipped():
     assert {"demo", "era5_t2m", "ncep_air"} <= {path.stem for path in PIPELINES.glob("*.yaml")}
+
+
+def test_training_and_loader_keys_are_those_of_the_code():
+    """Names and defaults; a recipe is checked without loading torch, so that they stand twice."""
+    assert TrainingRecipe().model_dump() == dataclasses.asdict(Training())
+    loader = LoaderRecipe()
+    defaults = {name: each.default for name, each in inspect.signature(WindowLoader).parameters.items()}
+    assert (loader.tier, loader.workers) == (defaults["tier"], defaults["workers"])
+    assert loader.memory_limit_mb * 2**20 == defaults["memory_limit"]
+    assert WindowRecipe().model_dump() == {**dataclasses.asdict(Window(6, 6)), "stride": 1}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.schedule=linear", "training.schedule: Input should be 'one_cycle', 'cosine' or 'constant'"),
+        ("training={strategy: fsdp, averaging: 0.9}", "averaging needs whole weights in each process"),
+        ("training.sampling_end=0", "training.sampling_end: Input should be greater than 0"),
+        ("loader.tier=disk", "loader.tier: Input should be 'auto', 'device', 'memory' or 'stream'"),
+        ("split.embargo_hours=-6", "split.embargo_hours: Input should be greater than or equal to 0"),
+        ("models.0.forcings=[orography]", "models.0.forcings: Input should be 'latitude', 'longitude'"),
+        ("models.0.options={forcings: 2}", "forcings: these follow from the data"),
+    ],
+)
+def test_training_and_loader_keys_are_checked(write, override, message):
+    assert message in fault(write(), override)

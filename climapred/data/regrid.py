@@ -249,7 +249,9 @@ def _unpacked_weights(
 
 def source_grid(data: xr.Dataset | xr.DataArray) -> Grid | ReducedGrid:
     """Return the grid of the data: rectilinear, or reduced Gaussian where points run along a dimension ``values``."""
-    return ReducedGrid.of(data) if "values" in data.dims and "values" in data.coords else Grid.of(data)
+    return (
+        ReducedGrid.of(data) if "values" in data.dims and "values" in data.coords else Grid.of(data, any_direction=True)
+    )
 
 
 def regrid(

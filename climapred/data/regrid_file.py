@@ -34,7 +34,7 @@ def target_grid(name: str, region: Region | None = None) -> Grid:
         return Grid.named(name, region)
     if not Path(name).expanduser().exists():
         raise FileNotFoundError(f"a grid is a spacing in degrees such as 1.5, N48 or F48, or a file; no file {name!r}")
-    grid = Grid.of(open_source(name))
+    grid = Grid.of(open_source(name), any_direction=True)
     return grid if region is None else grid.crop(region)
 
 

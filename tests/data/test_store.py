@@ -4,15 +4,22 @@ import xarray as xr
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from numcodecs.bitround import BitRound
 
 from climapred.data import store
 from climapred.data.store import (
     Layout,
     create_store,
+    extend_store,
     finish_store,
     open_statistics,
     open_store,
     partial_path,
+    round_bits,
+    stored_attributes,
+    tidy,
+    unfinished_path,
+    verify_store,
     write_region,
     write_statistics,
 )
@@ -41,25 +48,57 @@ def create(path, variables=("air",), **attributes) -> Layout:
 
 def build(path, values, **attributes) -> Layout:
     layout = create(path, tuple(values), **attributes)
-    for name, array in values.items():
-        for start, stop in layout.regions(len(TIMES)):
-            write_region(path, name, start, array[start:stop])
-    finish_store(path, {"done": "yes"})
+    sums = {}
+    for start, stop in layout.regions(len(TIMES)):
+        sums[str(start)] = {name: write_region(path, name, start, array[start:stop]) for name, array in values.items()}
+    finish_store(path, {"done": "yes", "shards_sha256": sums})
     return layout
 
 
-@given(times=st.integers(1, 100_000), rows=st.integers(2, 800), columns=st.integers(2, 1500))
-def test_layout_properties(times, rows, columns):
+@given(
+    times=st.integers(1, 100_000),
+    rows=st.integers(2, 800),
+    columns=st.integers(2, 1500),
+    window=st.none() | st.integers(2, 60),
+)
+def test_layout_properties(times, rows, columns, window):
     grid = Grid(np.linspace(-80, 80, rows), np.linspace(0, 179, columns))
-    layout = Layout.plan(times, grid)
+    layout = Layout.plan(grid, window)
+    field = 4 * grid.size
+    assert layout.chunk >= 1
     assert layout.shard % layout.chunk == 0
-    assert 1 <= layout.chunk <= times
-    assert layout.chunk * 4 * grid.size <= store._CHUNK_BYTES or layout.chunk == 1
-    assert layout.shard * 4 * grid.size <= store._SHARD_BYTES
-    assert layout.shard < times + layout.chunk  # never a chunk more than the times need
+    assert layout.chunk * field <= store._CHUNK_BYTES or layout.chunk == 1
+    assert layout.shard * field <= store._SHARD_BYTES or layout.shard == layout.chunk
     covered = np.concatenate([np.arange(*region) for region in layout.regions(times)])
     np.testing.assert_array_equal(covered, np.arange(times))
     assert all(start % layout.shard == 0 and stop - start <= layout.shard for start, stop in layout.regions(times))
+
+
+@given(rows=st.integers(2, 800), columns=st.integers(2, 1500), window=st.integers(2, 60), start=st.integers(0, 10**6))
+def test_a_window_touches_few_chunks_and_brings_little_along(rows, columns, window, start):
+    grid = Grid(np.linspace(-80, 80, rows), np.linspace(0, 179, columns))
+    chunk, field = Layout.plan(grid, window).chunk, 4 * grid.size
+    touched = (start + window - 1) // chunk - start // chunk + 1
+    if window * field <= 2**20:
+        assert touched <= 2
+    # what is read beyond the window: a chunk on either side, of at most four windows, or 1 MB where fields are small
+    assert (touched * chunk - window) * field <= 2 * max(4 * window * field, 2**20)
+    assert touched == 1 or (touched - 2) * chunk < window
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "chunk"),
+    [
+        (Grid.regular(0.25), 12, 1),  # a field of 4.2 MB
+        (Grid.regular(1.5), 12, 36),  # 4 MB
+        (Grid.regular(1.5), 2, 9),  # 1 MB: four windows would be less
+        (Grid.regular(0.5, region=(18, 54, 73, 135)), 12, 48),  # four windows: 1.8 MB
+        (Grid.regular(0.5, region=(18, 54, 73, 135)), None, 114),  # 4 MB
+        (GRID, 12, 2**20 // FIELD),  # seven years of 6-hourly fields are 1 MB
+    ],
+)
+def test_chunks_of_known_grids(grid, window, chunk):
+    assert Layout.plan(grid, window).chunk == chunk
 
 
 def test_round_trip(tmp_path, small):
@@ -99,7 +138,7 @@ def test_opening_reads_no_field(tmp_path):
 def test_what_was_not_written_is_missing(tmp_path, small):
     create(tmp_path / "a.zarr")
     write_region(tmp_path / "a.zarr", "air", 4, make_values()["air"][4:8])
-    written = zarr.open_group(partial_path(tmp_path / "a.zarr"), mode="r")["air"][:]
+    written = zarr.open_group(unfinished_path(tmp_path / "a.zarr"), mode="r")["air"][:]
     assert np.isnan(written).all(axis=(1, 2)).tolist() == [True] * 4 + [False] * 4 + [True] * 3
 
 
@@ -159,7 +198,7 @@ def test_create_starts_anew(tmp_path, small):
     create(path)
     write_region(path, "air", 0, make_values()["air"][:4])
     create(path)
-    assert np.isnan(zarr.open_group(partial_path(path), mode="r")["air"][:]).all()
+    assert np.isnan(zarr.open_group(unfinished_path(path), mode="r")["air"][:]).all()
 
 
 def make_statistics(offset=0.0) -> xr.Dataset:
@@ -194,3 +233,147 @@ def test_statistics_travel_in_the_store(tmp_path):
 def test_variables_keep_the_order_of_the_build(tmp_path, small, names):
     build(tmp_path / "a.zarr", make_values(names), source="a test")
     assert [tuple(open_store(tmp_path / "a.zarr").data_vars) for _ in range(10)] == [names] * 10
+
+
+# What is lost, and what is not
+
+
+def test_a_shard_without_values_is_a_file(tmp_path, small):
+    """Zarr leaves out what equals the fill value; then a lost shard could not be told from one that never had values."""
+    values = {"air": np.full((len(TIMES), *GRID.shape), np.nan, np.float32)}
+    build(tmp_path / "a.zarr", values)
+    assert verify_store(tmp_path / "a.zarr") == []
+    (tmp_path / "a.zarr/air/c/1/0/0").unlink()
+    assert verify_store(tmp_path / "a.zarr") == []  # nothing was in it
+    values["air"][5] = np.float32(280)
+    build(tmp_path / "a.zarr", values)
+    (tmp_path / "a.zarr/air/c/1/0/0").unlink()
+    assert verify_store(tmp_path / "a.zarr") == [("air", 4, 8)]
+
+
+def test_a_flipped_bit_is_no_weather(tmp_path, small):
+    """Blosc decodes many a damaged chunk to other values; the checksum of each chunk is looked at first."""
+    path = tmp_path / "a.zarr"
+    build(path, make_values())
+    shard = path / "air/c/0/0/0"
+    content = shard.read_bytes()
+    for position in range(0, len(content), 40):
+        shard.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+        with pytest.raises(ValueError, match="checksum do not match"):
+            open_store(path)["air"][:4].load()
+        assert verify_store(path) == [("air", 0, 4)]
+
+
+def test_a_store_grows(tmp_path, small):
+    """Eleven times are shards of 4, 4 and 3; three more: the last shard is written again, the others are the same files."""
+    path, values = tmp_path / "a.zarr", make_values(("air", "msl"))
+    layout = build(path, values)
+    write_statistics(path, make_statistics())
+    before, older = {name: (path / name / "c/1/0/0").stat().st_ino for name in values}, open_store(path)
+    times = np.append(TIMES, TIMES[-1] + np.arange(1, 4) * np.timedelta64(6, "h"))
+    more = {name: np.concatenate([array, array[:3] + 1]) for name, array in values.items()}
+    assert extend_store(path, grid=GRID, times=times, attributes={"source": "two"}) == layout
+    assert set(store.journalled(path)) == {0, 4}
+    xr.testing.assert_identical(open_store(path), older)  # whoever opens it while it grows
+    for start in (8, 12):
+        for name, array in more.items():
+            write_region(path, name, start, array[start : start + 4])
+    finish_store(path, {"shards_sha256": {}})
+    opened = open_store(path)
+    for name, array in more.items():
+        np.testing.assert_array_equal(opened[name], array)
+        np.testing.assert_array_equal(older[name], values[name])  # whoever has opened it before
+        assert (path / name / "c/1/0/0").stat().st_ino == before[name]
+    np.testing.assert_array_equal(opened["time"], times)
+    assert opened.attrs["source"] == "two"
+    xr.testing.assert_identical(open_statistics(path), make_statistics())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_a_kill_between_two_names(tmp_path, small):
+    """The older store has lost its name, the new one has none yet: the older one opens, and gets its name back."""
+    path, old = tmp_path / "a.zarr", make_values(seed=0)
+    build(path, old)
+    create(path)
+    path.rename(tmp_path / "a.zarr.old")
+    np.testing.assert_array_equal(open_store(path)["air"], old["air"])
+    assert verify_store(path) == []
+    tidy(path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.zarr", "a.zarr.partial"]
+    np.testing.assert_array_equal(open_store(path)["air"], old["air"])
+
+
+def test_a_kill_after_both_names(tmp_path, small):
+    path, new = tmp_path / "a.zarr", make_values(seed=1)
+    build(path, new)
+    for left in ("a.zarr.old", "a.zarr.partial/journal"):
+        (tmp_path / left).mkdir(parents=True)
+    tidy(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+    np.testing.assert_array_equal(open_store(path)["air"], new["air"])
+
+
+def test_files_that_zarr_left_behind_go(tmp_path, small):
+    path = tmp_path / "a.zarr"
+    create(path)
+    for start, stop in Layout(2, 4).regions(len(TIMES)):
+        write_region(path, "air", start, make_values()["air"][start:stop])
+    stray = unfinished_path(path) / "air/c/1/0/0.0123.partial"
+    stray.write_bytes(b"cut short")
+    finish_store(path, {})
+    assert not list(path.rglob("*.partial"))
+
+
+def test_opened_stores_are_no_dask_graphs(tmp_path):
+    """A graph has a task for each chunk: 100 000 of a long series are slow to make and large to hold."""
+    build(tmp_path / "a.zarr", make_values())
+    opened = open_store(tmp_path / "a.zarr")
+    assert opened["air"].chunks is None
+    assert opened["air"].encoding["chunks"][1:] == GRID.shape  # whole fields
+    assert stored_attributes(tmp_path / "a.zarr")["layout"]["chunk"] == opened["air"].encoding["chunks"][0]
+
+
+# Bit rounding
+
+
+@given(
+    values=st.lists(st.floats(width=32, allow_subnormal=False, min_value=-(2.0**100), max_value=2.0**100), min_size=1),
+    keep_bits=st.integers(1, 23),
+)
+def test_rounded_values_lie_within_the_bound(values, keep_bits):
+    exact = np.array(values, np.float32)
+    rounded = round_bits(exact, keep_bits)
+    assert rounded.dtype == np.float32
+    error = abs(rounded.astype(np.float64) - exact)
+    assert (error <= abs(exact.astype(np.float64)) * 2.0 ** -(keep_bits + 1)).all()
+    np.testing.assert_array_equal(round_bits(rounded, keep_bits), rounded)
+    assert not (rounded.view(np.uint32) & np.uint32((1 << (23 - keep_bits)) - 1)).any()
+    oracle = BitRound(keep_bits)
+    np.testing.assert_array_equal(oracle.decode(oracle.encode(exact)).view(np.float32), rounded)
+
+
+def test_ties_go_to_even():
+    """With two bits: 1, 1.25, 1.5, 1.75; 1.125 and 1.375 lie half-way."""
+    values = np.array([1.125, 1.375, 1.126, -1.375, 1.875], np.float32)
+    assert round_bits(values, 2).tolist() == [1.0, 1.5, 1.25, -1.5, 2.0]
+
+
+def test_rounding_keeps_what_is_no_number():
+    odd = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32)
+    assert np.isnan(round_bits(odd, 5)).all()
+    assert round_bits(np.array([np.inf, -np.inf, 0.0], np.float32), 1).tolist() == [np.inf, -np.inf, 0.0]
+
+
+def test_the_mean_stays():
+    """Rounding to nearest has no bias: the mean of n errors shrinks as 1 / sqrt(n); cutting off would lose 0.016 K."""
+    values = np.random.default_rng(0).normal(280, 15, 10**6).astype(np.float32)
+    lost = round_bits(values, 12).astype(np.float64) - values
+    assert abs(lost.mean()) < 4 * (2**8 / 2**12 / np.sqrt(12)) / 1000
+
+
+@pytest.mark.parametrize("keep_bits", [0, 24])
+def test_bits_out_of_range(keep_bits):
+    with pytest.raises(
+        ValueError, match=rf"keep_bits must lie in 1 to 23, the bits of a float32's mantissa, got {keep_bits}"
+    ):
+        round_bits(np.ones(1, np.float32), keep_bits)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -188,16 +189,28 @@ if __name__ == "__main__":
 """
 
 
-def start(script, module, *arguments):
+@pytest.fixture
+def start(tmp_path):
+    """Return a function that starts a program which calls ``together``; what is left of it in the end is killed."""
+    script, started = tmp_path / "program.py", []
     script.write_text(PROGRAM)
-    command = [sys.executable, script, module.__name__, *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def begin(module, *arguments):
+        command = [sys.executable, script, module.__name__, *map(str, arguments)]
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.mark.slow
-def test_a_term_signal_to_the_parent_stops_all_and_the_run_goes_on(shared, tmp_path):
+def test_a_term_signal_to_the_parent_stops_all_and_the_run_goes_on(shared, start, tmp_path):
     folder = tmp_path / "run"
-    parent = start(tmp_path / "program.py", waves, "train_and_stop", folder, 10)
+    parent = start(waves, "train_and_stop", folder, 10)
     assert (parent.communicate(timeout=100)[1], parent.returncode) == ("", 75)
     assert torch.load(checkpoint(folder), weights_only=True, mmap=True)["global_step"] == 10
     assert not (folder / "result.pt").exists()
@@ -205,8 +218,8 @@ def test_a_term_signal_to_the_parent_stops_all_and_the_run_goes_on(shared, tmp_p
     assert_same_result(folder, shared / "ddp")
 
 
-def test_a_term_signal_before_they_listen_stops_them_too(tmp_path):
-    parent = start(tmp_path / "program.py", workers, "wait_for_ever", tmp_path)
+def test_a_term_signal_before_they_listen_stops_them_too(start, tmp_path):
+    parent = start(workers, "wait_for_ever", tmp_path)
     began = time.monotonic()
     while len(list(tmp_path.glob("waiting *"))) < 2:
         assert time.monotonic() - began < 60

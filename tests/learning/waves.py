@@ -223,8 +223,14 @@ class Delivered(Callback):
 SHARED = {
     "ddp": {"epochs": 2},
     "fsdp": {"epochs": 2, "strategy": "fsdp"},
-    # 56 windows in batches of 18, 18, 18 and 2; 15 of validation, 8 and 7 for each.
-    "odd": {"epochs": 2, "batch_size": 18, "accumulate": 2, "loader": {"split": Split((0, 60), (60, 79), (80, 100))}},
+    # 56 windows in batches of 18, 18, 18 and 2; 15 of validation, 8 for one and 7 for the other.
+    "odd": {
+        "fields": make_noise(),
+        "epochs": 2,
+        "batch_size": 18,
+        "accumulate": 2,
+        "loader": {"split": Split((0, 60), (60, 79), (80, 100))},
+    },
     "streamed": {"epochs": 2, "loader": STREAMED},
     "sampled": {"epochs": 2, "sampling": "scheduled", "network": {"feedback": True}, "averaging": 0.9},
 }
