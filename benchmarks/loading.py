@@ -4,7 +4,7 @@
 
 2,920 fields of 121 x 240 points (float32, 339 MB), windows of 12 frames, batches of 16, on local disk. Each reader works in a
 process of its own, one after the other, in turns; the best of three rounds counts. A window is counted when its batch is there,
-over as many epochs as fit into six seconds; the first batch, which reads the store into memory for the tiers that do so, is not
+over as many epochs as fit into four seconds; the first batch, which reads the store into memory for the tiers that do so, is not
 counted, and listed apart. Memory is the peak of the resident size above the size before the first batch; the tensors that a
 reader hands out are part of it. A window begins at every time, so that each frame is handed out twelve times, a copy of 4 GB an
 epoch; "each frame once" takes every twelfth window, and its rate is that of the windows that begin in the frames read, as for
@@ -125,7 +125,7 @@ def measure(reader: str, path: Path, seconds: float) -> dict[str, float]:
 
 
 class _Peak:
-    """The highest resident size while it runs, looked at every 5 ms."""
+    """The highest resident size while it runs, looked at every 20 ms."""
 
     def __init__(self) -> None:
         self._highest, self._done = 0.0, threading.Event()
@@ -133,7 +133,7 @@ class _Peak:
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._done.wait(0.005):
+        while not self._done.wait(0.02):
             self._highest = max(self._highest, _resident_mb())
 
     def stop(self) -> float:
@@ -162,7 +162,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "loading.md")
-    parser.add_argument("--seconds", type=float, default=6, help="time for one reader and round")
+    parser.add_argument("--seconds", type=float, default=4, help="time for one reader and round")
     parser.add_argument("--one", nargs=2, metavar=("READER", "STORE"), help="measure one reader, print JSON")
     options = parser.parse_args()
     if options.one:

@@ -2,9 +2,9 @@
 
     python benchmarks/training.py [--out benchmarks/results/training.md]
 
-Synthetic temperature on the grid of the NCEP recipe (25 x 53 points), 640 windows of 6 + 6 frames in 40 batches of 16, two
+Synthetic temperature on the grid of the NCEP recipe (25 x 53 points), 320 windows of 6 + 6 frames in 20 batches of 16, two
 layers of 32. The bare loop takes the same network, batches and order: forward, loss, backward, clip, optimiser, schedule,
-nothing else. Both run in turns, three rounds; the best of each counts. Waiting: seconds in which the step waits for its batch,
+nothing else. Both run in turns, two rounds; the best of each counts. Waiting: seconds in which the step waits for its batch,
 over seconds of training, from ``log.csv``; streamed windows come from a store whose blocks do not all fit in memory.
 """
 
@@ -46,7 +46,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def make_store(path: Path) -> None:
     """Write the fields."""
-    fields = synthetic_temperature(GRID, periods=WINDOWS + 100).fields
+    fields = synthetic_temperature(GRID, periods=WINDOWS + 100, links=()).fields
     layout = create_store(path, grid=GRID, times=fields["time"].values, variables=["t2m"], attributes={})
     for start, stop in layout.regions(fields.sizes["time"]):
         write_region(path, "t2m", start, fields["t2m"].values[start:stop])
@@ -60,7 +60,7 @@ def network(name: str, fields: xr.Dataset) -> tuple[Scaled, tuple[int, int] | No
 
 
 def loaders(fields: xr.Dataset, orders: tuple[int, int] | None, tier: str) -> tuple[WindowLoader, WindowLoader]:
-    """Return 40 training batches, and one for validation."""
+    """Return 20 training batches, and one for validation."""
     dataset = WindowDataset(fields, WINDOW, orders)
     limit = 3 * 2**20 if tier == "stream" else 160 * 2**20
     train = WindowLoader(dataset, np.arange(WINDOWS), BATCH, seed=0, tier=tier, memory_limit=limit)  # type: ignore[arg-type]

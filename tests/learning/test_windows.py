@@ -191,6 +191,7 @@ def test_the_end_of_a_period_keeps_its_distance_to_the_next_one(numbers, hours, 
 def test_no_frame_lies_within_an_embargo_and_the_split_passes_the_check(window, hours, stride):
     times, embargo = make_times(range(120)), np.timedelta64(hours, "h")
     split = chronological_split(times, 0.5, 0.75, embargo=embargo)
+    assume(window.extent <= min(stop - start for start, stop in (split.train, split.validation, split.test)))
     starts = {name: split.starts(name, times, window, stride=stride) for name in ("train", "validation", "test")}
     frames = [np.unique(times[chosen[:, None] + window.offsets]) for chosen in starts.values()]
     for before, after in pairwise(frames):
