@@ -4,7 +4,7 @@
 
 2,920 fields of 121 x 240 points (float32, 339 MB), windows of 12 frames, batches of 16, on local disk. Each reader works in a
 process of its own, one after the other, in turns; the best of three rounds counts. A window is counted when its batch is there,
-over as many epochs as fit into four seconds; the first batch, which reads the store into memory for the tiers that do so, is not
+over as many epochs as fit into 4 seconds; the first batch, which reads the store into memory for the tiers that do so, is not
 counted, and listed apart. Memory is the peak of the resident size above the size before the first batch; the tensors that a
 reader hands out are part of it. A window begins at every time, so that each frame is handed out twelve times, a copy of 4 GB an
 epoch; "each frame once" takes every twelfth window, and its rate is that of the windows that begin in the frames read, as for
