@@ -2,7 +2,7 @@
 
     python benchmarks/training.py [--out benchmarks/results/training.md]
 
-Synthetic temperature on the grid of the NCEP recipe (25 x 53 points), 320 windows of 6 + 6 frames in 20 batches of 16, two
+Synthetic temperature on the grid of the NCEP recipe (25 x 53 points), 640 windows of 6 + 6 frames in 40 batches of 16, two
 layers of 32. The bare loop takes the same network, batches and order: forward, loss, backward, clip, optimiser, schedule,
 nothing else. Both run in turns, two rounds; the best of each counts. Waiting: seconds in which the step waits for its batch,
 over seconds of training, from ``log.csv``; streamed windows come from a store whose blocks do not all fit in memory.
@@ -36,7 +36,7 @@ GRID, WINDOW, BATCH, WINDOWS, ROUNDS, THREADS = (
     Window(6, 6),
     16,
     640,
-    3,
+    2,
     2,
 )
 MODELS = {"convlstm": {"hidden": 32}, "ls_ntp": {"hidden": 32, "embedding": 128}}
@@ -60,7 +60,7 @@ def network(name: str, fields: xr.Dataset) -> tuple[Scaled, tuple[int, int] | No
 
 
 def loaders(fields: xr.Dataset, orders: tuple[int, int] | None, tier: str) -> tuple[WindowLoader, WindowLoader]:
-    """Return 20 training batches, and one for validation."""
+    """Return 40 training batches, and one for validation."""
     dataset = WindowDataset(fields, WINDOW, orders)
     limit = 3 * 2**20 if tier == "stream" else 160 * 2**20
     train = WindowLoader(dataset, np.arange(WINDOWS), BATCH, seed=0, tier=tier, memory_limit=limit)  # type: ignore[arg-type]

@@ -199,7 +199,8 @@ class Forecasting(lightning.LightningModule):
         loss = mean_loss(error, options.loss, weights=self.areas, mask=self._mask(truth))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss became {loss.item()} {self._where(batch, forecast, truth)}; {_ADVICE}")
-        return loss
+        penalty = self.module.network.take_penalty()  # type: ignore[operator]
+        return loss if penalty is None else loss + penalty
 
     def _mask(self, truth: Tensor) -> Tensor | None:
         return ~torch.isnan(truth) if self.module.missing == "mask" else None

@@ -8,34 +8,60 @@ from typing import Any, get_type_hints
 
 from climapred.models.convlstm import convlstm
 from climapred.models.ls_ntp import ls_ntp
-from climapred.models.recurrent import EncoderForecaster
+from climapred.models.patched import Patched
+from climapred.models.recurrent import Network
+from climapred.models.spatial import close_circle
 
-MODELS: dict[str, Callable[..., EncoderForecaster]] = {"convlstm": convlstm, "ls_ntp": ls_ntp}
+MODELS: dict[str, Callable[..., Network]] = {"convlstm": convlstm, "ls_ntp": ls_ntp}
 
 _GRID = ("height", "width")  # given to those that are built for one grid; a convolution fits any
+_COMMON = {"patch": 1, "periodic": False}  # options of every model
 
 
-def build_model(name: str, **options: Any) -> EncoderForecaster:
-    """Return a network by name; ``options`` are the keywords of its function.
+def build_model(name: str, **options: Any) -> Network:
+    """Return a network by name; ``options`` are the keywords of its function, and two that every model has.
 
+    ``patch`` (1): the network sees patches of patch x patch points as one pixel with more channels; see ``Patched``.
+    ``periodic`` (False): the grid goes round the globe, so that the last column is followed by the first.
     ``height`` and ``width`` may be given to any model; those that do not depend on the grid ignore them.
 
     Raises:
         ValueError: for an unknown name or option (the message lists the known ones), or a value of another type.
 
     >>> build_model("convlstm", channels=1, hidden=8, height=24, width=48).readout
-    Conv2d(8, 1, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    Convolution(8, 1, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
     known = _parameters(name)
-    if unknown := set(options) - set(known) - set(_GRID):
-        raise ValueError(f"model {name!r} has no option {', '.join(sorted(unknown))}; its options: {', '.join(known)}")
+    if unknown := set(options) - set(known) - set(_GRID) - set(_COMMON):
+        listed = ", ".join([*known, *_COMMON])
+        raise ValueError(f"model {name!r} has no option {', '.join(sorted(unknown))}; its options: {listed}")
     required = {key for key, parameter in known.items() if parameter.default is parameter.empty}
     if missing := required - set(options):
         raise ValueError(f"model {name!r} needs {', '.join(sorted(missing))}")
-    for key, wanted in get_type_hints(MODELS[name]).items():
-        if key in options and type(options[key]) is not wanted:
+    for key, wanted in (get_type_hints(MODELS[name]) | {key: type(value) for key, value in _COMMON.items()}).items():
+        if key in options and not _is_a(options[key], wanted):
             raise ValueError(f"option {key} of model {name!r} must be {wanted.__name__}, got {options[key]!r}")
-    return MODELS[name](**{key: value for key, value in options.items() if key in known})
+    network = _patched(name, {key: value for key, value in options.items() if key in known}, options.get("patch", 1))
+    if options.get("periodic"):
+        close_circle(network)
+    return network
+
+
+def _is_a(value: Any, wanted: type) -> bool:
+    """Return whether an option has its type: a truth value is no number, but a whole number is one."""
+    return type(value) is wanted or (wanted is float and type(value) is int)
+
+
+def _patched(name: str, options: dict[str, Any], patch: int) -> Network:
+    if patch == 1:
+        return MODELS[name](**options)
+    if grid_bound(name):
+        raise ValueError(f"model {name!r} has weights for every point of the grid and takes no patch, got {patch}")
+    if patch < 1:
+        raise ValueError(f"patch must be at least 1, got {patch}")
+    defaults = {"channels": 1, "forcings": 0}
+    counts = {key: options.get(key, default) * patch**2 for key, default in defaults.items()}
+    return Patched(MODELS[name](**{**options, **counts}), patch)
 
 
 def grid_bound(name: str) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from climapred.models.recurrent import EncoderForecaster, State, stacked
+from climapred.models.spatial import Convolution
 
 
 class _Gates(torch.autograd.Function):
@@ -77,9 +78,9 @@ class ConvLSTMCell(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, kernel: int = 3) -> None:
         super().__init__()
-        _check_sizes(hidden, kernel)
+        check_hidden(hidden)
         self.inputs, self.hidden = inputs, hidden
-        self.gates = nn.Conv2d(inputs + hidden, 4 * hidden, kernel, padding=kernel // 2)
+        self.gates = Convolution(inputs + hidden, 4 * hidden, kernel)
         self.peepholes = Peepholes(hidden)
         _start_remembering(self.gates, hidden)
 
@@ -100,11 +101,10 @@ def joined(x: Tensor | None, hidden: Tensor) -> Tensor:
     return hidden if x is None else torch.cat([x.to(hidden.dtype), hidden], dim=1)
 
 
-def _check_sizes(hidden: int, kernel: int) -> None:
+def check_hidden(hidden: int) -> None:
+    """Refuse a layer without channels."""
     if hidden < 1:
         raise ValueError(f"hidden must be at least 1, got {hidden}")
-    if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"kernel must be odd, so that the grid keeps its size, got {kernel}")
 
 
 def _start_remembering(gates: nn.Conv2d, hidden: int) -> None:

@@ -7,17 +7,63 @@ forecaster starts from the last state of layer l of the encoder. Or one stack of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-State = tuple[Tensor, ...]
+from climapred.models.spatial import Convolution
+
+State = tuple[Any, ...]  # tensors, or such tuples
+
+
+class Network(nn.Module):
+    """What ``build_model`` returns: frames ``(B, T, C + K, H, W)`` in, the next ``steps`` of them ``(B, steps, C, H, W)`` out.
+
+    Args:
+        channels: variables in a frame, C.
+        forcings: channels that are known at any time and are not forecast, K; they come last in a frame.
+    """
+
+    def __init__(self, channels: int, forcings: int = 0) -> None:
+        super().__init__()
+        self.channels, self.forcings = channels, forcings
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether the network eats its own forecasts, and so takes a ``future``."""
+        return False
+
+    def take_penalty(self) -> Tensor | None:
+        """Return what the last forward pass in training adds to the loss, a scalar, if anything; and forget it."""
+        return None
+
+    def check(self, frames: Tensor, steps: int, future: Tensor | None, use_truth: Tensor | None) -> None:
+        """Raise ValueError for arguments of ``forward`` that have other shapes, or lack a ``future`` that is needed."""
+        batch, seen, channels, height, width = frames.shape
+        if channels != self.channels + self.forcings:
+            raise ValueError(
+                f"frames must have {self.channels} channels and {self.forcings} forcings, got shape {tuple(frames.shape)}"
+            )
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        if future is None and self.feeds_back and steps > 1 and (self.forcings or use_truth is not None):
+            raise ValueError(f"a network that eats the forcings or the truth of {steps} leads needs future")
+        wanted = {"future": (batch, steps, channels, height, width), "use_truth": (batch, seen + steps - 1)}
+        for name, given in (("future", future), ("use_truth", use_truth)):
+            if given is not None and given.shape != wanted[name]:
+                raise ValueError(f"{name} must have the shape {wanted[name]}, got {tuple(given.shape)}")
 
 
 class RecurrentCell(Protocol):
-    """One layer at one time step.
+    """What happens at one time step: a layer, or all layers of a network and whatever passes between them.
+
+    The loop knows nothing of a state but that it goes on: memories that zigzag through the layers (PredRNN), highways,
+    differences, windows of past frames and parallel branches are the business of the cell that has them. ``Layers`` is the
+    cell of those that are simply stacked.
+
+    A cell may have a method ``penalty(state)``, which returns what the state after the last step adds to the loss, a scalar.
 
     Attributes:
         inputs: channels of the frame it takes; 0 for a cell that lives on its state alone.
@@ -28,7 +74,7 @@ class RecurrentCell(Protocol):
     hidden: int
 
     def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> State:
-        """Return the state before the first frame; every tensor starts with the batch dimension."""
+        """Return the state before the first frame; every tensor in it starts with the batch dimension."""
         ...
 
     def __call__(self, x: Tensor | None, state: State, shared: Any) -> tuple[Tensor, State]:
@@ -39,49 +85,69 @@ class RecurrentCell(Protocol):
         ...
 
 
-class EncoderForecaster(nn.Module):
-    """Frames ``(B, T, C + K, H, W)`` in, ``(B, steps, C, H, W)`` out, for any T >= 1 and steps >= 1.
+class Layers(nn.ModuleList):
+    """Cells one above the other, each with a state of its own: the first takes the frame, each other the output below it."""
+
+    def __init__(self, cells: Iterable[nn.Module]) -> None:
+        super().__init__(cells)
+        if not len(self):
+            raise ValueError("a network needs at least one layer, got none")
+        self.inputs, self.hidden = int(self[0].inputs), int(self[-1].hidden)  # type: ignore[arg-type]
+
+    def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> State:
+        """Return the states of the layers."""
+        return tuple(cell.initial_state(batch, height, width, like) for cell in self)  # type: ignore[operator]
+
+    def forward(self, x: Tensor | None, state: State, shared: Any = None) -> tuple[Tensor, State]:
+        """Return the output of the last layer, and the states of all."""
+        following = []
+        for cell, before in zip(self, state, strict=True):
+            x, after = cell(x, before, shared)
+            following.append(after)
+        assert x is not None
+        return x, tuple(following)
+
+
+class EncoderForecaster(Network):
+    """A network of recurrent cells, for any number of frames and steps, 1 or more.
 
     Args:
-        encoder: one cell per layer; the first takes ``channels`` + ``forcings``, each other the output of the one below.
-        forecaster: as many cells, with the same states. Where the first has ``inputs`` = 0 the future is unrolled from the
-            states alone (LS-NTP); where it takes ``channels`` + ``forcings`` it eats the last frame, then each of its own
-            forecasts. None: the encoder's cells go on by themselves, the one-pass form of PredRNN's code, in which a
-            forecast is read off after every frame.
-        channels: variables in a frame, C.
-        forcings: channels that are known at any time and are not forecast, K; they come last in a frame.
-        kernel: size of the convolution that reads a frame off the last hidden state. It starts at zero, so that an
-            untrained network forecasts 0 everywhere.
+        encoder: a cell that takes ``channels`` + ``forcings``; most often ``Layers``.
+        forecaster: a cell with the same states. Where it has ``inputs`` = 0 the future is unrolled from the states alone
+            (LS-NTP); where it takes ``channels`` + ``forcings`` it eats the last frame, then each of its own forecasts.
+            None: the encoder goes on by itself, the one-pass form of PredRNN's code, in which a forecast is read off after
+            every frame.
+        channels, forcings: see ``Network``.
+        readout: reads a frame ``(B, C, H, W)`` off the last output; the size of the kernel of a convolution that does,
+            and that starts at zero, so that an untrained network forecasts 0 everywhere.
         shared: a module without input, called once per forward pass; its result is handed to every cell at every step
             (LS-NTP's adjacency depends on parameters alone, so it is built once, not at each of layers x steps calls).
     """
 
     def __init__(
         self,
-        encoder: Sequence[nn.Module],
-        forecaster: Sequence[nn.Module] | None,
+        encoder: nn.Module,
+        forecaster: nn.Module | None,
         *,
         channels: int,
         forcings: int = 0,
-        kernel: int = 3,
+        readout: nn.Module | int = 3,
         shared: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        layers = len(encoder) if forecaster is None else len(forecaster)
-        if not 1 <= len(encoder) == layers:
-            raise ValueError(f"encoder and forecaster need as many layers, 1 or more, got {len(encoder)} and {layers}")
-        self.encoder = nn.ModuleList(encoder)
-        self.forecaster = None if forecaster is None else nn.ModuleList(forecaster)
-        self.shared = shared
-        self.channels, self.forcings = channels, forcings
-        self.readout = nn.Conv2d(int(encoder[-1].hidden), channels, kernel, padding=kernel // 2)  # type: ignore[arg-type]
-        nn.init.zeros_(self.readout.weight)
-        nn.init.zeros_(self.readout.bias)  # type: ignore[arg-type]
+        super().__init__(channels, forcings)
+        self.encoder, self.forecaster, self.shared = encoder, forecaster, shared
+        self.readout = zero_readout(encoder, channels, readout) if isinstance(readout, int) else readout
+        self._penalty: Tensor | None = None
 
     @property
     def feeds_back(self) -> bool:
         """Whether the network eats its own forecasts."""
-        return self.forecaster is None or bool(self.forecaster[0].inputs)
+        return self.forecaster is None or bool(self.forecaster.inputs)
+
+    def take_penalty(self) -> Tensor | None:
+        """Return what the last forward pass adds to the loss, by the ``penalty`` of its cells, and forget it."""
+        penalty, self._penalty = self._penalty, None
+        return penalty
 
     def forward(
         self,
@@ -109,41 +175,28 @@ class EncoderForecaster(nn.Module):
         Raises:
             ValueError: for other shapes, or without a ``future`` that is needed.
         """
-        self._check(frames, steps, future, use_truth)
+        self.check(frames, steps, future, use_truth)
         batch, seen, _, height, width = frames.shape
         shared = None if self.shared is None else self.shared()
-        states = [cell.initial_state(batch, height, width, frames) for cell in self.encoder]  # type: ignore[operator]
-        first, cells = 0, self.encoder
+        state = self.encoder.initial_state(batch, height, width, frames)  # type: ignore[operator]
+        first, cell = 0, self.encoder
         if self.forecaster is not None:
-            first, cells = seen - 1, self.forecaster
+            first, cell = seen - 1, self.forecaster
             for frame in frames.unbind(1):
-                _, states = _step(self.encoder, frame, states, shared)
+                _, state = self.encoder(frame, state, shared)
         known = frames if future is None else torch.cat([frames, future], dim=1)
         x, own, last, outputs = None, None, frames[:, -1], []
         for time in range(first, seen - 1 + steps):
             if self.feeds_back:
                 x = self._eaten(known, time, own, seen, use_truth)
                 last = x if time < seen else last
-            hidden, states = _step(cells, x, states, shared)
+            hidden, state = cell(x, state, shared)
             own = self.readout(hidden)
             own = own + last[:, : self.channels] if change else own
             outputs.append(own)
+        if self.training and hasattr(cell, "penalty"):
+            self._penalty = cell.penalty(state)  # type: ignore[operator]
         return torch.stack(outputs[-steps:], dim=1)
-
-    def _check(self, frames: Tensor, steps: int, future: Tensor | None, use_truth: Tensor | None) -> None:
-        batch, seen, channels, height, width = frames.shape
-        if channels != self.channels + self.forcings:
-            raise ValueError(
-                f"frames must have {self.channels} channels and {self.forcings} forcings, got shape {tuple(frames.shape)}"
-            )
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        if future is None and self.feeds_back and steps > 1 and (self.forcings or use_truth is not None):
-            raise ValueError(f"a network that eats the forcings or the truth of {steps} leads needs future")
-        wanted = {"future": (batch, steps, channels, height, width), "use_truth": (batch, seen + steps - 1)}
-        for name, given in (("future", future), ("use_truth", use_truth)):
-            if given is not None and given.shape != wanted[name]:
-                raise ValueError(f"{name} must have the shape {wanted[name]}, got {tuple(given.shape)}")
 
     def _eaten(self, known: Tensor, time: int, own: Tensor | None, seen: int, use_truth: Tensor | None) -> Tensor:
         """Return the frame at ``time`` as the network eats it: the known one, or its own forecast with known forcings."""
@@ -154,32 +207,43 @@ class EncoderForecaster(nn.Module):
         return torch.cat([own, known[:, time, self.channels :]], dim=1) if self.forcings else own
 
 
-def stacked(
-    cell: Callable[[int, int, int], nn.Module],
+def zero_readout(cell: nn.Module, channels: int, kernel: int) -> Convolution:
+    """Return a convolution from the output of ``cell`` to ``channels`` that is zero everywhere."""
+    readout = Convolution(int(cell.hidden), channels, kernel)  # type: ignore[arg-type]
+    nn.init.zeros_(readout.weight)
+    nn.init.zeros_(readout.bias)  # type: ignore[arg-type]
+    return readout
+
+
+def in_form(
+    cell: Callable[[int], nn.Module],
     *,
     channels: int,
     forcings: int,
-    hidden: int,
-    layers: int,
-    kernel: int,
     feedback: bool,
     one_pass: bool,
+    readout: nn.Module | int = 3,
     shared: nn.Module | None = None,
 ) -> EncoderForecaster:
-    """Return ``layers`` cells of one kind, made by ``cell(inputs, hidden, kernel)``, in the form that the flags ask for."""
+    """Return a network of cells ``cell(inputs)`` in the form that the flags ask for.
 
-    def cells(first: int) -> list[nn.Module]:
-        return [cell(hidden if layer else first, hidden, kernel) for layer in range(layers)]
+    Args:
+        cell: makes a cell that takes so many channels.
+        feedback: the forecaster eats its last forecast; else it has no input.
+        one_pass: one cell reads, and goes on with its own forecasts.
+    """
+    inputs = channels + forcings
+    forecaster = None if one_pass else cell(inputs if feedback else 0)
+    sizes: Any = {"channels": channels, "forcings": forcings, "readout": readout, "shared": shared}
+    return EncoderForecaster(cell(inputs), forecaster, **sizes)
 
-    encoder = cells(channels + forcings)
-    forecaster = None if one_pass else cells(channels + forcings if feedback else 0)
-    return EncoderForecaster(encoder, forecaster, channels=channels, forcings=forcings, kernel=kernel, shared=shared)
 
+def stacked(
+    cell: Callable[[int, int, int], nn.Module], *, hidden: int, layers: int, kernel: int, **form: Any
+) -> EncoderForecaster:
+    """Return ``layers`` cells of one kind, made by ``cell(inputs, hidden, kernel)``; for ``form`` see ``in_form``."""
 
-def _step(cells: nn.ModuleList, x: Tensor | None, states: list[State], shared: Any) -> tuple[Tensor, list[State]]:
-    following = []
-    for cell, state in zip(cells, states, strict=True):
-        x, state = cell(x, state, shared)
-        following.append(state)
-    assert x is not None
-    return x, following
+    def cells(inputs: int) -> Layers:
+        return Layers(cell(hidden if layer else inputs, hidden, kernel) for layer in range(layers))
+
+    return in_form(cells, readout=kernel, **form)

@@ -180,5 +180,5 @@ def test_what_cannot_be_a_cell_is_refused():
         convlstm(hidden=2, kernel=4)
     with pytest.raises(ValueError, match="hidden must be at least 1, got 0"):
         convlstm(hidden=0)
-    with pytest.raises(ValueError, match="as many layers, 1 or more, got 0 and 0"):
+    with pytest.raises(ValueError, match="a network needs at least one layer, got none"):
         convlstm(hidden=2, layers=0)

@@ -4,7 +4,7 @@ import torch
 
 from climapred.models import build_model
 from climapred.models.convlstm import ConvLSTMCell
-from climapred.models.recurrent import EncoderForecaster
+from climapred.models.recurrent import EncoderForecaster, Layers
 
 HEIGHT, WIDTH, CHANNELS, FORCINGS, HISTORY = 5, 6, 2, 3, 3
 OPTIONS = {"convlstm": {}, "ls_ntp": {"embedding": 4}}
@@ -333,8 +333,8 @@ class Leak(torch.nn.Module):
 
 def make_leak(form, *, forcings=0):
     """A network of leaks that forecasts its state, or a change by its state; it has no other weight."""
-    forecaster = {"states": [Leak(0)], "feedback": [Leak(1 + forcings)], "one_pass": None}[form]
-    network = EncoderForecaster([Leak(1 + forcings)], forecaster, channels=1, forcings=forcings, kernel=1)
+    forecaster = {"states": Leak(0), "feedback": Leak(1 + forcings), "one_pass": None}[form]
+    network = EncoderForecaster(Leak(1 + forcings), forecaster, channels=1, forcings=forcings, readout=1)
     torch.nn.init.ones_(network.readout.weight)
     return network
 
@@ -402,12 +402,36 @@ def test_a_forecast_has_at_least_one_lead(form):
         make_network(form=form)(make_frames(), 0)
 
 
-def test_layers_that_do_not_fit_are_refused():
-    cells = [ConvLSTMCell(1, 2), ConvLSTMCell(2, 2)]
-    with pytest.raises(ValueError, match="as many layers, 1 or more, got 2 and 1"):
-        EncoderForecaster(cells, [ConvLSTMCell(0, 2)], channels=1)
-    with pytest.raises(ValueError, match="as many layers, 1 or more, got 2 and 0"):
-        EncoderForecaster(cells, [], channels=1)
-    for forecaster in ([], None):
-        with pytest.raises(ValueError, match="as many layers, 1 or more, got 0 and 0"):
-            EncoderForecaster([], forecaster, channels=1)
+def test_a_network_has_at_least_one_layer():
+    with pytest.raises(ValueError, match="a network needs at least one layer, got none"):
+        build_model("convlstm", layers=0)
+
+
+@every_form
+def test_a_penalty_is_that_of_the_last_state_in_training_and_is_taken_once(form):
+    class Warm(Leak):
+        def penalty(self, state):
+            return state[0].square().mean()
+
+    forecaster = {"states": Warm(0), "feedback": Warm(1), "one_pass": None}[form]
+    network = EncoderForecaster(Warm(1), forecaster, channels=1, readout=1)
+    frames = torch.tensor([8.0, 4.0, 2.0])[None, :, None, None, None].requires_grad_()
+    network(frames, 1)
+    # Frames 8, 4, 2 leave the state 6 (8, 8, 6); a forecaster halves it, after eating the last frame again or not.
+    assert float(network.take_penalty().detach()) == {"states": 3, "feedback": 5, "one_pass": 6}[form] ** 2
+    assert network.take_penalty() is None
+    network.eval()(frames, 1)
+    assert network.take_penalty() is None
+    assert make_network(form=form)(make_frames(), 1).isfinite().all()
+
+
+def test_layers_are_a_cell_themselves():
+    cells = [ConvLSTMCell(1, 2), ConvLSTMCell(2, 3)]
+    layers, frames = Layers(cells), torch.randn(3, 2, 1, 4, 5)
+    assert (layers.inputs, layers.hidden) == (1, 3)
+    state = layers.initial_state(2, 4, 5, frames)
+    apart = [cell.initial_state(2, 4, 5, frames) for cell in cells]
+    for frame in frames:
+        hidden, state = layers(frame, state)
+        expected, apart = through(cells, frame, apart, None)
+        torch.testing.assert_close(hidden, expected)
