@@ -33,7 +33,8 @@ from scipy.ndimage import gaussian_filter
 
 from climapred.data.store import create_store, finish_store, open_store, write_region
 from climapred.grid import Grid
-from climapred.learning.loader import WindowDataset, WindowLoader
+from climapred.learning.dataset import WindowDataset
+from climapred.learning.loader import WindowLoader
 from climapred.learning.windows import Window, window_starts
 
 TIMES, GRID, FRAMES, BATCH, ROUNDS, THREADS = 2920, Grid.regular(1.5), 12, 16, 3, 2

@@ -25,7 +25,8 @@ from climapred.data.statistics import training_statistics
 from climapred.data.store import create_store, finish_store, open_store, write_region
 from climapred.grid import Grid
 from climapred.learning.artefact import Scaling, scaled_network
-from climapred.learning.loader import WindowDataset, WindowLoader
+from climapred.learning.dataset import WindowDataset
+from climapred.learning.loader import WindowLoader
 from climapred.learning.training import Training, fit, learning_rate_schedule, lightning_precision
 from climapred.learning.windows import Window
 from climapred.models.scaled import Scaled

@@ -18,7 +18,7 @@ _HOMES = {
     "Grid": "grid",
     "Training": "learning.training",
     "Window": "learning.windows",
-    "WindowDataset": "learning.loader",
+    "WindowDataset": "learning.dataset",
     "WindowLoader": "learning.loader",
     "adjacency_to_cf": "results.cf",
     "check_cf": "results.cf",

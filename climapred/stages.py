@@ -280,7 +280,8 @@ def _loaders(
     run: Run, fields: xr.Dataset, orders: tuple[int, int] | None, scaling: Scaling
 ) -> tuple[WindowLoader, WindowLoader]:
     """Return the training and validation batches; the test period is out of their reach."""
-    from climapred.learning.loader import WindowDataset, WindowLoader
+    from climapred.learning.dataset import WindowDataset
+    from climapred.learning.loader import WindowLoader
 
     times, window, keys, training = fields["time"].values, run.window, run.recipe.loader, run.recipe.training
     split = run.split(times)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from climapred.data.regrid import Method, Regridder
 from climapred.grid import Grid
+from climapred.learning.dataset import Forcing
 from climapred.learning.files import blaming, check_tensors, outline, read_model, write_model
-from climapred.learning.loader import Forcing
 from climapred.learning.windows import Window
 from climapred.models import build_model, grid_bound
 from climapred.models.scaled import Inputs, Missing, Scaled, Target
@@ -39,7 +39,7 @@ class Scaling:
 
     Attributes:
         inputs, target, missing: see ``climapred.models.scaled.Scaled``.
-        forcings: what it sees besides the variables, see ``climapred.learning.loader.forcing_channels``.
+        forcings: what it sees besides the variables, see ``climapred.learning.dataset.forcing_channels``.
     """
 
     inputs: Inputs = "anomaly"

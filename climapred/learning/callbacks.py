@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, TQD
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import distributed
 
+from climapred.learning.dataset import Batch
 from climapred.learning.launch import Interrupted
-from climapred.learning.loader import Batch
 from climapred.learning.order import Share
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from climapred.grid import Grid
 from climapred.learning.artefact import TrainedModel
-from climapred.learning.loader import calendar_rows, forcing_channels
+from climapred.learning.dataset import calendar_rows, forcing_channels
 from climapred.learning.training import Precision, lightning_precision
 from climapred.learning.windows import time_step
 from climapred.models import grid_bound

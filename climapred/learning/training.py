@@ -35,8 +35,9 @@ from climapred.learning.callbacks import (
     own_folder,
     read_checkpoint,
 )
+from climapred.learning.dataset import Batch
 from climapred.learning.launch import Interrupted, on_term
-from climapred.learning.loader import Batch, WindowLoader
+from climapred.learning.loader import WindowLoader
 from climapred.learning.objective import Feeding, Loss, Sampling, leads_in_epoch, mean_loss
 from climapred.learning.order import Share
 from climapred.models.scaled import Scaled

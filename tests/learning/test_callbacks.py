@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from climapred.learning.callbacks import EpochLog, read_checkpoint
+from climapred.learning.dataset import WindowDataset
 from climapred.learning.launch import Interrupted
-from climapred.learning.loader import WindowDataset, WindowLoader
+from climapred.learning.loader import WindowLoader
 from climapred.learning.training import Training, fit
 from tests.learning.waves import (
     SPLIT,

@@ -16,8 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from climapred.data.statistics import training_statistics
 from climapred.grid import Grid
 from climapred.learning.artefact import Scaling, scaled_network
+from climapred.learning.dataset import WindowDataset
 from climapred.learning.launch import Interrupted
-from climapred.learning.loader import WindowDataset, WindowLoader
+from climapred.learning.loader import WindowLoader
 from climapred.learning.order import Share
 from climapred.learning.training import Training, fit
 from climapred.learning.windows import Split, Window
