@@ -233,9 +233,10 @@ def in_form(
         one_pass: one cell reads, and goes on with its own forecasts.
     """
     inputs = channels + forcings
+    encoder = cell(inputs)  # first: a seed gives the same weights whatever follows
     forecaster = None if one_pass else cell(inputs if feedback else 0)
     sizes: Any = {"channels": channels, "forcings": forcings, "readout": readout, "shared": shared}
-    return EncoderForecaster(cell(inputs), forecaster, **sizes)
+    return EncoderForecaster(encoder, forecaster, **sizes)
 
 
 def stacked(
