@@ -27,6 +27,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypedDict, Unpack
 
+import dask
 import netCDF4
 import numpy as np
 import xarray as xr
@@ -47,6 +48,7 @@ Row = tuple[int, dict[str, str]]  # start of a shard, {variable: SHA-256}
 _PROCESSES_FROM = 2**29  # bytes of fields to read; fewer are read before processes have started
 _OUTSTANDING = 512  # tasks that are handed out at a time: a scheduler need not hold those of a whole century
 _HDF5_CACHE = 2**20  # bytes; by default 64 MB of chunks stay in memory for each open file, and none is read again
+_READ_BYTES = 32 * 2**20  # of a variable, at once
 _COMPARED = 4  # stored times that are read again before a store is extended
 
 
@@ -73,27 +75,28 @@ class Source:
 
     def open(self) -> xr.Dataset:
         """Return the harmonised fields, lazily."""
-        return _open(self, json.dumps(self.identity()))
+        return _open(self, json.dumps(self.identity()), None)
 
     def identity(self) -> list[dict[str, Any]]:
         """Return name, size and modification time of every file."""
         return source_identity(list(self.paths))
 
 
-_opening = Lock()  # netCDF4 crashes when two threads open files at once; reading is guarded by xarray
+_opening = Lock()  # threads wait for the one that opens
 
 
-def _open(source: Source, identity: str) -> xr.Dataset:
+def _open(source: Source, identity: str, block: int | None) -> xr.Dataset:
     with _opening:
-        return _open_once(source, identity)
+        return _open_once(source, identity, block)
 
 
 @lru_cache(maxsize=4)
-def _open_once(source: Source, identity: str) -> xr.Dataset:
+def _open_once(source: Source, identity: str, block: int | None) -> xr.Dataset:
     """Open once in each process, again when the files have changed (``identity``)."""
     netCDF4.set_chunk_cache(_HDF5_CACHE)
-    paths, variables = list(source.paths), list(source.variables)
-    opened = open_source(paths, variables=variables, select=dict(source.select), damaged=source.damaged)
+    variables = list(source.variables)
+    reading: dict[str, Any] = {"select": dict(source.select), "damaged": source.damaged, "block": block}
+    opened = open_source(list(source.paths), variables=variables, **reading)
     return harmonise(opened, variables, duplicates=source.duplicates)
 
 
@@ -109,16 +112,23 @@ class _Job:
     max_missing: float
     keep_bits: int | None
     verify: bool
+    block: int | None = None  # times that are read at once
 
     def source_fields(self) -> xr.Dataset:
         """Return the harmonised fields, lazily."""
-        return _open(self.source, self.identity)
+        return _open(self.source, self.identity, self.block)
+
+    def in_blocks_of(self, shard: int) -> _Job:
+        """Return the job that reads as much at once as memory bears, and never a time twice for two shards."""
+        fields = self.source_fields()
+        most = max(1, _READ_BYTES * len(fields["time"]) // max(1, max(f.nbytes for f in fields.values())))
+        return replace(self, block=next(size for size in range(min(shard, most), 0, -1) if shard % size == 0))
 
     def values(self, shard: Shard) -> Fields:
         """Return what a shard holds; blocks of the source come and go one by one."""
         name, start, stop = shard
         try:
-            values = _fields(self)[name][start:stop].compute(scheduler="synchronous").values
+            values = _fields(self)[name][start:stop].compute(scheduler=dask.get).values
         except (OSError, RuntimeError, ValueError) as error:
             self.refuse_changes()
             if isinstance(error, ValueError):  # our own, which names the file; the NetCDF library says "HDF error"
@@ -182,9 +192,9 @@ def build_store(
 ) -> None:
     """Write the regridded tensors of ``source`` to ``path``, a sharded Zarr store.
 
-    Each task reads its times, regrids them, writes one whole shard, reads it again and puts its checksum into the journal
-    of the unfinished store. Killed at any moment and called again with the same arguments, it writes only the shards that
-    the journal lacks. A finished store of the same arguments is left as it is; one whose files are among those of
+    Each task reads its times, regrids them, writes one whole shard, checks what came to the disk and puts the checksum into
+    the journal of the unfinished store. Killed at any moment and called again with the same arguments, it writes only the
+    shards that the journal lacks. A finished store of the same arguments is left as it is; one whose files are among those of
     ``source``, unchanged, is extended by the times that follow: only shards that are new or were incomplete are written.
     With other arguments, or when files have changed, it starts anew. Until it is complete, readers of ``path`` see the
     older store.
@@ -196,7 +206,7 @@ def build_store(
         method, max_missing: see ``regrid``.
         keep_bits: see ``store.round_bits``; None keeps every bit.
         window: consecutive times that will be read together, see ``Layout.plan``. A store that exists keeps its layout.
-        verify: read each shard again after it was written.
+        verify: read each shard again after it was written, and check its bytes.
         grown: files that have grown are taken for unchanged where they held times already, which a few times check.
         part: (i, n): write the i-th of n parts, i from 1, beside the other parts and on any machine, and leave the store
             unfinished: ``finish_parts`` or a call without ``part`` does the rest.
@@ -222,6 +232,7 @@ def build_store(
         regions = _part_of(layout.regions(len(job.source_fields()["time"])), part)
         written = store.journalled(path)
         remaining = [region for region in regions if region[0] not in written]
+        job = job.in_blocks_of(layout.shard)
         done = len(regions) - len(remaining)
         if done:
             announce(f"{done} of {len(regions)} shards are there already")

@@ -21,7 +21,8 @@ Location = Path | RemoteFile
 Source = str | Location | Sequence[str | Location]
 Kind = Literal["grib", "netcdf", "zarr"]
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 16 * 2**20
+_MOST_BLOCKS = 8  # in a chunk on disk that is still read whole
 
 _MAGIC: dict[bytes, Kind] = {b"GRIB": "grib", b"CDF": "netcdf", b"\x89HDF\r\n\x1a\n": "netcdf"}
 
@@ -40,8 +41,8 @@ def open_source(
     names. Packed values are decoded by xarray; GRIB values are float32; calendars other than the standard one stay as they are,
     with cftime dates.
 
-    Arrays are dask-backed, in blocks along time only: of at most 64 MiB and aligned with the chunks on disk, so that a year of
-    6-hourly fields is a few blocks; of GRIB, about 4 MiB (see ``open_grib``).
+    Arrays are dask-backed, in blocks along time only: of about 16 MiB and aligned with the chunks on disk, which are not cut
+    unless they are larger than 128 MiB; of GRIB, about 4 MiB (see ``open_grib``).
 
     Args:
         path: a file, a Zarr folder, a URL (http, s3, gs: see climapred.data.remote), a glob pattern, or a list of these; `~` is
@@ -49,7 +50,7 @@ def open_source(
         variables: names as the file spells them, canonical names or aliases; None for all.
         select: GRIB messages to take, such as {"level": 500}; see ``open_grib``.
         damaged: what to do about damaged GRIB messages: "error", or "skip" them with a warning.
-        block: times in a dask block; None for the above.
+        block: times in a dask block, as far as chunks on disk allow it; None for the above.
 
     Raises:
         FileNotFoundError: if nothing matches.
@@ -191,11 +192,14 @@ def _blocked(variable: xr.Variable, time: str | None, block: int | None) -> xr.V
     if time not in variable.sizes:
         return variable.chunk()
     count = variable.sizes[time]
-    if block is not None:
-        return variable.chunk({time: min(block, count)})
     on_disk = variable.encoding.get("preferred_chunks", {}).get(time, 1)
-    steps = min(max(1, BLOCK_BYTES * count // max(variable.nbytes, 1)), count)
-    return variable.chunk({time: steps // on_disk * on_disk or steps})
+    fitting = max(1, BLOCK_BYTES * count // max(variable.nbytes, 1))
+    if (
+        on_disk > _MOST_BLOCKS * fitting
+    ):  # a chunk that spans years is read again and again: nothing else fits into memory
+        on_disk = 1
+    steps = fitting if block is None else block
+    return variable.chunk({time: min(max(1, steps // on_disk) * on_disk, count)})
 
 
 def _concatenate(datasets: list[xr.Dataset], paths: list[Location]) -> xr.Dataset:

@@ -1,9 +1,11 @@
 """The tensors: a sharded Zarr v3 store, written shard by shard.
 
 Layout: one array per variable, dims (time, latitude, longitude), float32; an inner chunk is a few MB of whole fields, a
-shard is a whole number of chunks and the unit that one task writes. Every chunk carries a CRC-32C, which any reader of Zarr
-checks. A store under construction lies in a folder of another name (``NAME.partial``) together with the journal of its
-shards, so that nobody, with whatever tool, takes it for a finished one, and no journal speaks for another store.
+shard is a whole number of chunks and the unit that one task writes. Bits are shuffled, not bytes: fields of 0.25 degrees
+from GRIB compress in 8 instead of 20 ms, are read in 2.5 instead of 3.4 ms and take a tenth less room; NCEP's, which have
+few distinct values, take a third more. Every chunk carries a CRC-32C, which any reader of Zarr checks. A store under
+construction lies in a folder of another name (``NAME.partial``) together with the journal of its shards, so that nobody,
+with whatever tool, takes it for a finished one, and no journal speaks for another store.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -36,6 +39,8 @@ _CHUNK_BYTES = 4 * 2**20
 _LEAST_CHUNK_BYTES = 2**20
 _CHUNK_WINDOWS = 4
 _SHARD_BYTES = 32 * 2**20
+
+_NO_CHUNK = 2**64 - 1  # offset of a chunk that a shard lacks: it lies beyond the end of the series
 
 Fields = npt.NDArray[np.float32]
 
@@ -172,7 +177,7 @@ def _begin(
             shards=(layout.shard, *grid.shape),
             dtype="float32",
             fill_value=np.nan,
-            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
+            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
             dimension_names=("time", "latitude", "longitude"),
             attributes={
                 "units": variable.units,
@@ -215,7 +220,7 @@ def write_region(path: Path, variable: str, start: int, values: Fields, *, verif
     """Write one shard of a store under construction and return the SHA-256 of its values.
 
     Args:
-        verify: read the shard again and compare.
+        verify: read the file again and check it, see ``shard_is_sound``.
 
     Raises:
         ValueError: if the region is not exactly one shard: two tasks that share a shard would lose each other's data.
@@ -244,11 +249,12 @@ def _write_shard(path: Path, store: Path, region: Shard, values: Fields, verify:
     if start % shard or stop != min(start + shard, array.shape[0]):
         raise ValueError(f"{where} are not one shard of {shard} times")
     checksum = _checksum(values)
+    file = store / region.variable / "c" / str(start // shard) / "0" / "0"
     with _writing(path, where):
         # Zarr would read a shard that is there, which may be damaged, to put the new values into it.
-        (store / region.variable / "c" / str(start // shard) / "0" / "0").unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         array[start:stop] = values
-    if verify and _checksum(array[start:stop]) != checksum:
+    if verify and not shard_is_sound(file, array.shards[0] // array.chunks[0]):
         raise OSError(f"{where} do not come back as they were written to {path.parent}: a fault of the disk?")
     return checksum
 
@@ -260,6 +266,26 @@ def _writing(path: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"{what} cannot be written to {path.parent}: {error}; what is written stays valid") from error
+
+
+def shard_is_sound(file: Path, chunks: int) -> bool:
+    """Return whether a shard has the bytes that were written: the CRC-32C of its index and of every chunk, none decoded.
+
+    Decoding all of it again would take twice as long as writing it. Layout: Zarr's sharding codec 1.0, the index (offset and
+    size of each of ``chunks`` chunks, then its CRC-32C) at the end, each chunk with its own CRC-32C behind it.
+    """
+    content = memoryview(file.read_bytes())
+    index = content[-16 * chunks - 4 :]
+    if len(index) != 16 * chunks + 4 or not _crc_fits(index):
+        return False
+    places = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
+    pieces = [content[start : start + size] for start, size in places[places[:, 0] != _NO_CHUNK].astype(int)]
+    sizes = places[places[:, 0] != _NO_CHUNK, 1]
+    return all(len(piece) == size and _crc_fits(piece) for piece, size in zip(pieces, sizes, strict=True))
+
+
+def _crc_fits(content: memoryview) -> bool:
+    return google_crc32c.value(bytes(content[:-4])) == int.from_bytes(content[-4:], "little")
 
 
 def _checksum(values: Fields) -> str:

@@ -111,10 +111,12 @@ def test_time_may_have_another_name_and_other_variables_may_lack_it(tmp_path):
     np.testing.assert_array_equal(joined.lsm, np.eye(3, 4))
 
 
-# 8 steps of 48 bytes each; a block of 150 bytes holds 3 of them, of 2 on disk each: so 2; chunks of 5 do not fit: 3
-@pytest.mark.parametrize(("on_disk", "blocks"), [(None, (3, 3, 2)), (2, (2, 2, 2, 2)), (5, (3, 3, 2))])
+# 8 steps of 48 bytes each; a block of 150 bytes holds 3 of them, of 2 on disk each: so 2; a chunk of 5 stays whole; one of 8 is
+# more than two such blocks, and is cut
+@pytest.mark.parametrize(("on_disk", "blocks"), [(None, (3, 3, 2)), (2, (2, 2, 2, 2)), (5, (5, 3)), (8, (3, 3, 2))])
 def test_blocks_run_along_time_and_begin_where_disk_chunks_begin(tmp_path, monkeypatch, on_disk, blocks):
     monkeypatch.setattr(sources, "BLOCK_BYTES", 150)
+    monkeypatch.setattr(sources, "_MOST_BLOCKS", 2)
     encoding = {"t2m": {"chunksizes": (on_disk, 3, 4)}} if on_disk else {}
     make_dataset().to_netcdf(tmp_path / "a.nc", encoding=encoding)
     assert open_source(tmp_path / "a.nc").t2m.data.chunks == (blocks, (3,), (4,))
@@ -124,6 +126,8 @@ def test_blocks_are_as_long_as_one_wants(tmp_path):
     make_dataset().to_netcdf(tmp_path / "a.nc")
     assert open_source(tmp_path / "a.nc", block=5).t2m.data.chunks[0] == (5, 3)
     assert open_source(tmp_path / "a.nc", block=50).t2m.data.chunks[0] == (8,)
+    make_dataset().to_netcdf(tmp_path / "b.nc", encoding={"t2m": {"chunksizes": (2, 3, 4)}})
+    assert open_source(tmp_path / "b.nc", block=5).t2m.data.chunks[0] == (4, 4)
 
 
 @pytest.mark.parametrize("calendar", ["360_day", "noleap", "all_leap", "julian"])

@@ -256,12 +256,17 @@ def test_a_flipped_bit_is_no_weather(tmp_path, small):
     path = tmp_path / "a.zarr"
     build(path, make_values())
     shard = path / "air/c/0/0/0"
-    content = shard.read_bytes()
+    content, chunks = shard.read_bytes(), 4 // store._open_array(path, "air").chunks[0]
+    assert store.shard_is_sound(shard, chunks)
+    for size in (0, 7, len(content) // 2, len(content) - 1):
+        shard.write_bytes(content[:size])
+        assert not store.shard_is_sound(shard, chunks)
     for position in range(0, len(content), 40):
         shard.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
         with pytest.raises(ValueError, match="checksum do not match"):
             open_store(path)["air"][:4].load()
         assert verify_store(path) == [("air", 0, 4)]
+        assert not store.shard_is_sound(shard, chunks)
 
 
 def test_a_store_grows(tmp_path, small):
