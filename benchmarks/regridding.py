@@ -100,6 +100,8 @@ def measure(side: str, method: Method, folder: Path) -> dict[str, float]:
 
 def one_call(method: Method, folder: Path) -> float:
     """Regrid in this process, whose libraries are loaded; return seconds."""
+    import distributed  # noqa: F401 - xarray loads it when it writes
+
     began = time.perf_counter()
     grid = target_grid(str(folder / "grid.nc"))
     regrid_file(folder / "in.nc", folder / f"call_{method}.nc", grid, method, overwrite=True)

@@ -12,8 +12,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from climapred.recipe import RecipeError
-
 app = typer.Typer(
     help="Gridded weather forecasting: raw files to tensors, trained models, CF forecasts, scores and maps.",
     no_args_is_help=True,
@@ -56,6 +54,7 @@ def run(
     """
     from climapred import pipeline
     from climapred.learning.order import Share
+    from climapred.recipe import RecipeError
 
     console = Console(stderr=True)
     if until is not None and until not in pipeline.STAGES:
@@ -108,7 +107,7 @@ def _parse_part(text: str) -> tuple[int, int]:
 def validate(recipe: RecipePath, set_: Overrides = None) -> None:
     """Check a recipe and the data it names, without running it."""
     from climapred import pipeline
-    from climapred.recipe import load_recipe
+    from climapred.recipe import RecipeError, load_recipe
 
     try:
         pipeline.check(load_recipe(recipe, set_ or ()), recipe)
@@ -206,9 +205,8 @@ def regrid(
     """Write files to another grid, block by block: names, attributes and times are kept, cells become CF bounds."""
     import shlex
     import sys
+    from contextlib import nullcontext
     from datetime import UTC, datetime
-
-    from dask.diagnostics import ProgressBar
 
     from climapred.data.regrid_file import regrid_file, target_grid
 
@@ -218,7 +216,12 @@ def regrid(
     history = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}: {shlex.join(call)} --max-missing {max_missing}"
     settings: Any = {"method": method, "variables": names, "max_missing": max_missing, "overwrite": overwrite}
     try:
-        with ProgressBar(minimum=5, out=sys.stderr):
+        progress: Any = nullcontext()
+        if sys.stderr.isatty():
+            from dask.diagnostics import ProgressBar  # slow to import
+
+            progress = ProgressBar(minimum=5, out=sys.stderr)
+        with progress:
             regrid_file(source, out, target_grid(grid, region), history=history, **settings)
     except (ValueError, OSError, ImportError) as error:
         _fail(error)

@@ -6,16 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from glob import glob
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import xarray as xr
 
-from climapred.data.grib import open_grib
-from climapred.data.messages import Damaged
 from climapred.data.netcdf import open_netcdf
 from climapred.data.remote import ZARR_DOCUMENTS, RemoteFile, expand_url, is_url
 from climapred.variables import select_names
+
+if TYPE_CHECKING:
+    from climapred.data.messages import Damaged
 
 Location = Path | RemoteFile
 Source = str | Location | Sequence[str | Location]
@@ -67,6 +68,8 @@ def open_source(
         named = "; ".join(f"{file} is {other}" for file, other in zip(paths, kinds, strict=True) if other != kind)
         raise ValueError(f"files of one source must be of one kind: {paths[0]} is {kind}, but {named}")
     if kind == "grib":
+        from climapred.data.grib import open_grib  # eccodes is slow to load, and not needed for other files
+
         files = [str(place) for place in places]
         return open_grib(files, variables, select=select, damaged=damaged, block=block)
     if select:
