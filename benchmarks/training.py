@@ -57,7 +57,9 @@ def make_store(path: Path) -> None:
 def network(name: str, fields: xr.Dataset) -> tuple[Scaled, tuple[int, int] | None]:
     """Return an untrained network and the orders of its calendar."""
     known = training_statistics(fields)
-    return scaled_network(name, MODELS[name], scaling=Scaling(), statistics=known, variables=("t2m",), seed=0)
+    return scaled_network(
+        name, MODELS[name], scaling=Scaling(), statistics=known, variables=("t2m",), window=WINDOW, seed=0
+    )
 
 
 def loaders(fields: xr.Dataset, orders: tuple[int, int] | None, tier: str) -> tuple[WindowLoader, WindowLoader]:

@@ -218,6 +218,7 @@ def check(recipe: Recipe, path: str | Path) -> None:
         for period in ("train", "validation", "test"):
             split.starts(period, times, window)
     size = dict(zip(("height", "width"), grid.shape, strict=True))
+    size |= {"history": window.history, "horizon": window.horizon}
     for position, model in enumerate(recipe.models):
         with located(path, f"models.{position}"):
             channels = {"channels": len(recipe.source.variables), "forcings": 2 * len(model.forcings)}

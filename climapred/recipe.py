@@ -186,7 +186,7 @@ class ModelRecipe(_Section):
     @field_validator("options")
     @classmethod
     def _size_comes_from_the_data(cls, options: dict[str, Any]) -> dict[str, Any]:
-        if given := {"channels", "forcings", "height", "width"} & set(options):
+        if given := {"channels", "forcings", "height", "width", "history", "horizon"} & set(options):
             raise ValueError(f"{', '.join(sorted(given))}: these follow from the data; leave them out")
         return options
 

@@ -239,6 +239,7 @@ def _train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
         scaling=scaling,
         statistics=known,
         variables=variables,
+        window=window_of(run.recipe),
         seed=training.seed,
     )
     if first:

@@ -96,7 +96,8 @@ class TrainedModel:
         if shared is None:
             return None
         with torch.no_grad():
-            weights: np.ndarray = shared().float().cpu().numpy()
+            made = shared()
+            weights: np.ndarray = getattr(made, "adjacency", made).float().cpu().numpy()
         return weights
 
     def forecast(
@@ -175,6 +176,7 @@ def scaled_network(
     scaling: Scaling,
     statistics: xr.Dataset,
     variables: tuple[str, ...],
+    window: Window,
     seed: int,
 ) -> tuple[Scaled, tuple[int, int] | None]:
     """Return an untrained network between physical fields, and the orders of the calendar it takes.
@@ -188,7 +190,7 @@ def scaled_network(
     torch.manual_seed(seed)
     chosen = statistics.sel(variable=list(variables))
     shape = (statistics.sizes["latitude"], statistics.sizes["longitude"])
-    network = _network(architecture, options, len(variables), scaling, shape)
+    network = _network(architecture, options, len(variables), scaling, shape, window)
     orders = None
     if scaling.inputs == "anomaly":
         annual, daily = (int(statistics["climatology"].attrs[name]) for name in ("annual", "daily"))
@@ -203,9 +205,15 @@ def scaled_network(
 
 
 def _network(
-    architecture: str, options: dict[str, Any], channels: int, scaling: Scaling, shape: tuple[int, int]
+    architecture: str,
+    options: dict[str, Any],
+    channels: int,
+    scaling: Scaling,
+    shape: tuple[int, int],
+    window: Window,
 ) -> nn.Module:
     sizes = {"channels": channels, "forcings": 2 * len(scaling.forcings), "height": shape[0], "width": shape[1]}
+    sizes |= {"history": window.history, "horizon": window.horizon}
     if given := set(sizes) & set(options):
         raise ValueError(f"options of {architecture}: {', '.join(sorted(given))} come from the data, leave them out")
     return build_model(architecture, **sizes, **options)
@@ -284,7 +292,9 @@ def _restored(content: _Description, tensors: dict[str, Tensor]) -> Scaled:
     """Return the described network with ``tensors``, which are compared with an outline before anything is allocated."""
 
     def network() -> nn.Module:
-        return _network(content.architecture, content.options, channels, content.scaling, content.grid.shape)
+        return _network(
+            content.architecture, content.options, channels, content.scaling, content.grid.shape, content.window
+        )
 
     channels, one, scaling = len(content.variables), torch.ones(()), content.scaling
     shape = (1, channels, 1, 1)

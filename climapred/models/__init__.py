@@ -6,15 +6,47 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
+from climapred.models.agcrn import agcrn
+from climapred.models.conv_gru import conv_gru, traj_gru
 from climapred.models.convlstm import convlstm
+from climapred.models.crevnet import crevnet
+from climapred.models.d_convlstm import d_convlstm
+from climapred.models.e3d_lstm import e3d_lstm
+from climapred.models.fc_lstm import fc_lstm
 from climapred.models.ls_ntp import ls_ntp
+from climapred.models.mim import mim
 from climapred.models.patched import Patched
+from climapred.models.phydnet import phydnet
+from climapred.models.predrnn import predrnn
+from climapred.models.predrnn_pp import predrnn_pp
 from climapred.models.recurrent import Network
+from climapred.models.sa_convlstm import sa_convlstm
+from climapred.models.simvp import simvp
 from climapred.models.spatial import close_circle
 
-MODELS: dict[str, Callable[..., Network]] = {"convlstm": convlstm, "ls_ntp": ls_ntp}
+MODELS: dict[str, Callable[..., Network]] = {
+    function.__name__: function
+    for function in (
+        convlstm,
+        ls_ntp,
+        fc_lstm,
+        conv_gru,
+        traj_gru,
+        predrnn,
+        predrnn_pp,
+        mim,
+        e3d_lstm,
+        phydnet,
+        crevnet,
+        agcrn,
+        sa_convlstm,
+        d_convlstm,
+        simvp,
+    )
+}
 
 _GRID = ("height", "width")  # given to those that are built for one grid; a convolution fits any
+_WINDOW = ("history", "horizon")  # given to those that are built for one window; a recurrent network fits any
 _COMMON = {"patch": 1, "periodic": False}  # options of every model
 
 
@@ -23,7 +55,8 @@ def build_model(name: str, **options: Any) -> Network:
 
     ``patch`` (1): the network sees patches of patch x patch points as one pixel with more channels; see ``Patched``.
     ``periodic`` (False): the grid goes round the globe, so that the last column is followed by the first.
-    ``height`` and ``width`` may be given to any model; those that do not depend on the grid ignore them.
+    ``height`` and ``width``, ``history`` and ``horizon`` may be given to any model; those that do not depend on the grid, or
+    on the numbers of frames, ignore them.
 
     Raises:
         ValueError: for an unknown name or option (the message lists the known ones), or a value of another type.
@@ -32,7 +65,7 @@ def build_model(name: str, **options: Any) -> Network:
     Convolution(8, 1, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
     known = _parameters(name)
-    if unknown := set(options) - set(known) - set(_GRID) - set(_COMMON):
+    if unknown := set(options) - set(known) - {*_GRID, *_WINDOW, *_COMMON}:
         listed = ", ".join([*known, *_COMMON])
         raise ValueError(f"model {name!r} has no option {', '.join(sorted(unknown))}; its options: {listed}")
     required = {key for key, parameter in known.items() if parameter.default is parameter.empty}

@@ -1,7 +1,8 @@
-"""Convolutions that keep the grid: zeros beyond its edges, or round the globe in longitude."""
+"""What looks at neighbours: convolutions that keep the grid, and reading beside its points; round the globe on request."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,7 +38,7 @@ class Convolution(nn.Conv2d):
         across, along = self.padding
         if not (self.periodic and along):
             return super().forward(x)
-        x = F.pad(x, (along, along, 0, 0), mode="circular")
+        x = _wrapped(x, along)
         return F.conv2d(x, self.weight, self.bias, self.stride, (across, 0), self.dilation, self.groups)
 
 
@@ -62,8 +63,37 @@ class Convolution3d(nn.Conv3d):
         x = F.pad(x, (0, 0, 0, 0, (depth - 1) // 2, depth // 2)) if depth > 1 else x
         if not (self.periodic and along):
             return super().forward(x)
-        x = F.pad(x, (along, along, 0, 0, 0, 0), mode="circular")
+        x = _wrapped(x, along)
         return F.conv3d(x, self.weight, self.bias, self.stride, (0, across, 0))
+
+
+def shifted(field: Tensor, down: Tensor, right: Tensor, *, periodic: bool) -> Tensor:
+    """Return ``field`` ``(B, C, H, W)`` read beside its points, bilinearly, at K shifts each: ``(B, C K, H, W)``, C slowest.
+
+        out[c, k, i, j] = sum_mn field[c, m, n] max(0, 1 - |i + down[k, i, j] - m|) max(0, 1 - |j + right[k, i, j] - n|)
+
+    The warping of TrajGRU (Shi et al. 2017, eq. 4) and the sampling of deformable convolutions (Dai et al. 2017, eq. 3-4).
+    Beyond the grid lie zeros; ``periodic``: the columns go on round the globe.
+
+    The field is continued with zeros to powers of two, so that the normalised coordinates of grid_sample are exact: a shift
+    of 0 returns the very field, and its derivative, which jumps there, is that to the south and the east everywhere.
+
+    Args:
+        field: what is read.
+        down, right: shifts ``(B, K, H, W)`` in points, south along the rows and east along the columns.
+    """
+    _, _, height, width = down.shape
+    dtype = torch.promote_types(field.dtype, torch.float32)  # bfloat16 has no room for a coordinate
+    rows = torch.arange(height, device=field.device, dtype=dtype)[:, None] + down.to(dtype)
+    columns = torch.arange(width, device=field.device, dtype=dtype) + right.to(dtype)
+    if periodic:
+        columns = columns.remainder(width)
+        field = F.pad(field, (0, 1, 0, 0), mode="circular")
+    below, beside = ((1 << (size - 1).bit_length()) - size for size in field.shape[-2:])
+    field = F.pad(field.to(dtype), (0, beside, 0, below))
+    places = torch.stack([(2 * columns + 1) / field.shape[-1] - 1, (2 * rows + 1) / field.shape[-2] - 1], dim=-1)
+    read = F.grid_sample(field, places.flatten(1, 2), padding_mode="zeros", align_corners=False)
+    return read.reshape(len(field), -1, height, width)
 
 
 def close_circle(network: nn.Module) -> None:
@@ -71,6 +101,14 @@ def close_circle(network: nn.Module) -> None:
     for module in network.modules():
         if hasattr(module, "periodic"):
             module.periodic = True  # type: ignore[assignment]
+
+
+def _wrapped(x: Tensor, columns: int) -> Tensor:
+    """Return ``(..., W)`` with so many columns more on either side, which may be more than once round the globe."""
+    width = x.shape[-1]
+    if columns <= width:
+        return torch.cat([x[..., width - columns :], x, x[..., :columns]], dim=-1)
+    return x[..., torch.arange(-columns, width + columns, device=x.device) % width]
 
 
 def _check_kernel(kernel: int) -> None:

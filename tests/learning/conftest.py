@@ -34,7 +34,13 @@ def make_model(fields, statistics):
         options = {"hidden": 4, **({"embedding": 3} if architecture == "ls_ntp" else {}), **options}
         scaling = Scaling(inputs, target)
         module, orders = scaled_network(
-            architecture, options, scaling=scaling, statistics=statistics, variables=variables, seed=seed
+            architecture,
+            options,
+            scaling=scaling,
+            statistics=statistics,
+            variables=variables,
+            window=Window(3, 2),
+            seed=seed,
         )
         torch.nn.init.normal_(module.network.readout.weight, std=0.3)
         return TrainedModel(

@@ -355,6 +355,7 @@ def test_statistics_become_reference_and_scale(fields, statistics):
             scaling=Scaling(inputs),
             statistics=statistics,
             variables=("skt", "t2m"),
+            window=Window(3, 2),
             seed=0,
         )
         return module.reference.numpy(), module.scale.flatten().numpy(), orders
@@ -378,7 +379,7 @@ def test_statistics_become_reference_and_scale(fields, statistics):
 def test_a_seed_makes_the_weights(statistics):
     def weights(seed):
         torch.rand(seed + 1)
-        arguments = {"scaling": Scaling(), "statistics": statistics, "variables": ("t2m",)}
+        arguments = {"scaling": Scaling(), "statistics": statistics, "variables": ("t2m",), "window": Window(3, 2)}
         return scaled_network("convlstm", {"hidden": 2}, seed=seed, **arguments)[0].network.encoder[0].gates.weight
 
     assert torch.equal(weights(3), weights(3))
@@ -387,9 +388,8 @@ def test_a_seed_makes_the_weights(statistics):
 
 def test_what_cannot_be_built_is_named(statistics):
     def make(architecture="convlstm", options=None, variables=("t2m",)):
-        return scaled_network(
-            architecture, options or {}, scaling=Scaling(), statistics=statistics, variables=variables, seed=0
-        )
+        arguments = {"statistics": statistics, "variables": variables, "window": Window(3, 2)}
+        return scaled_network(architecture, options or {}, scaling=Scaling(), seed=0, **arguments)
 
     with pytest.raises(ValueError, match="the statistics lack msl, u10; they hold t2m, skt"):
         make(variables=("t2m", "u10", "msl"))

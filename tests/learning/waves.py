@@ -54,6 +54,7 @@ def make_module(*, target="change", missing="refuse", seed=0, **network):
         scaling=Scaling("standard", target),
         statistics=training_statistics(make_waves(), annual=0, daily=0),
         variables=("t2m",),
+        window=WINDOW,
         seed=seed,
     )
     module.missing = missing

@@ -30,6 +30,16 @@ def test_on_a_circle_three_globes_side_by_side_say_the_same(kernel):
     torch.testing.assert_close(closed(layer)(x), expected)
 
 
+@pytest.mark.parametrize("width", [4, 9, 12])
+def test_a_far_convolution_goes_round_the_globe_as_often_as_it_must(width):
+    # Seven globes side by side, of which the middle one has all that it sees inside.
+    torch.manual_seed(0)
+    far, field = Convolution(2, 2, 7, dilation=3, groups=2).double(), torch.randn(1, 2, 5, width, dtype=torch.float64)
+    beside = far(field.repeat(1, 1, 1, 7))[..., 3 * width : 4 * width]
+    close_circle(far)
+    torch.testing.assert_close(far(field), beside)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_three_dimensions_keep_their_depth(depth):
     layer, x = Convolution3d(2, 3, 3, depth=depth).double(), torch.randn(1, 2, 4, 6, 7, dtype=torch.float64)
