@@ -1,9 +1,10 @@
-"""The command line: ``climapred run``, ``validate``, ``inspect``, ``regrid`` and ``catalog``."""
+"""The command line: ``climapred run``, ``validate``, ``inspect``, ``regrid``, ``models``, ``catalog`` and others."""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -173,6 +174,47 @@ def _parse_select(items: Sequence[str]) -> dict[str, list[str | float]]:
 
 
 @app.command()
+def models(
+    grid: Annotated[str, typer.Option(metavar="HxW", help="points of the grid, rows x columns")] = "24x52",
+    history: Annotated[int, typer.Option(min=1, help="frames that are seen")] = 6,
+    horizon: Annotated[int, typer.Option(min=1, help="leads")] = 6,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="an option, for the models that have it, such as hidden=32"),
+    ] = None,
+) -> None:
+    """List the models: name, parameters, multiply-adds of a forecast from one window, what they are, their papers."""
+    from rich.table import Table
+
+    from climapred.models import MODELS, has_option
+    from climapred.models.cost import cost, paper
+
+    if not (size := re.fullmatch(r"(\d+)x(\d+)", grid)):
+        raise typer.BadParameter(f"{grid!r} is not HxW, such as 24x52", param_hint="--grid")
+    given = dict(item.partition("=")[::2] for item in option or ())
+    if unknown := [key for key in given if not any(has_option(name, key) for name in MODELS)]:
+        raise typer.BadParameter(f"no model has the option {', '.join(unknown)}", param_hint="--set")
+    sizes = {"height": int(size[1]), "width": int(size[2]), "history": history, "horizon": horizon}
+    table = Table("name", "parameters", "multiply-adds", "what it is", box=None, pad_edge=False)
+    try:
+        for name in MODELS:
+            options = {key: _parse_value(value) for key, value in given.items() if has_option(name, key)}
+            found = cost(name, **sizes, **options)
+            table.add_row(name, f"{found.parameters:,}", f"{found.multiply_adds / 1e9:,.2f} G", escape(paper(name)))
+    except ValueError as error:
+        _fail(error)
+    Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False)
+
+
+def _parse_value(text: str) -> Any:
+    """Return a number or a truth value where the text is one, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@app.command()
 def catalog(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="a catalog, such as catalogs/ncep.yaml")],
 ) -> None:
@@ -226,6 +268,82 @@ def regrid(
     except (ValueError, OSError, ImportError) as error:
         _fail(error)
     typer.echo(f"{out}: written")
+
+
+@app.command()
+def plot(
+    kind: Annotated[
+        Literal["field", "forecast", "errors", "scores", "correlations", "animation"],
+        typer.Argument(help="what to draw"),
+    ],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="FILE|RUN...", help="NetCDF, Zarr, GRIB, scores.csv, or the folder of a run")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="PNG, PDF or SVG; GIF or MP4; default: KIND.png, animation.gif")
+    ] = None,
+    variable: Annotated[
+        str | None, typer.Option("--variable", "-v", help="name; needed where there are several")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="valid time, such as 2014-01-17T06; of an animation FROM/TO")] = None,
+    start: Annotated[str | None, typer.Option(help="start of the forecast; default: the first")] = None,
+    lead: Annotated[list[float] | None, typer.Option(metavar="HOURS", help="lead time; may be repeated")] = None,
+    select: Annotated[
+        list[str] | None, typer.Option(metavar="DIM=VALUE", help="value of another dimension, such as level=500")
+    ] = None,
+    region: Annotated[
+        tuple[float, float, float, float] | None, typer.Option(metavar="S N W E", help="part to draw, degrees")
+    ] = None,
+    truth: Annotated[
+        str | None, typer.Option(metavar="FILE", help="what happened; default: the tensors of a run")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="a model of the run; of a file, the name in the title")] = None,
+    score: Annotated[list[str] | None, typer.Option(help="mae, rmse, bias, ...; may be repeated for curves")] = None,
+    against: Annotated[str | None, typer.Option(metavar="MODEL", help="map the skill relative to this model")] = None,
+    at: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="LATITUDE LONGITUDE", help="place of the map, such as 40N 100W")
+    ] = None,
+    direction: Annotated[
+        Literal["listens", "heard"], typer.Option(help="whom the place listens to, or who listens to it")
+    ] = "listens",
+    hatch: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="hatched where this is true: not significant")
+    ] = None,
+    limits: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="ends of the colour scale")
+    ] = None,
+    centre: Annotated[float | None, typer.Option(help="middle of a diverging colour scale, such as 0")] = None,
+    cmap: Annotated[str | None, typer.Option(help="colours, by their name in matplotlib")] = None,
+    title: Annotated[str | None, typer.Option(help="in place of the default")] = None,
+    fps: Annotated[float, typer.Option(help="frames a second")] = 4.0,
+) -> None:
+    """Draw a map, curves or a film of a finished run, or of any file with latitude and longitude that follows CF."""
+    from climapred.data.sources import open_source
+    from climapred.results.figures import Request, draw, parse_place
+    from climapred.results.selection import Choice
+
+    values = {name: several[-1] for name, several in _parse_select(select or ()).items()}
+    try:
+        request = Request(
+            sources,
+            Choice(variable, time, start, lead or (), values, region),
+            truth=truth,
+            model=model,
+            scores=score or (),
+            against=against,
+            place=parse_place(*at) if at else None,
+            direction=direction,
+            hatched=hatch,
+            limits=limits,
+            centre=centre,
+            cmap=cmap,
+            title=title,
+            fps=fps,
+        )
+        path = draw(kind, request, out or Path("animation.gif" if kind == "animation" else f"{kind}.png"), open_source)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        _fail(error)
+    typer.echo(f"{path}: written")
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from climapred.cli import app
 from climapred.data.regrid import regrid
 from climapred.grid import Grid
+from climapred.models import MODELS
+from climapred.models.cost import cost
 from climapred.testing import synthetic_temperature, write_grib, write_ncep
 
 CATALOGS = Path(__file__).parents[1] / "catalogs"
@@ -31,7 +33,7 @@ def plain(text: str) -> str:
 def test_help_names_the_commands():
     code, out, _ = climapred("--help")
     assert code == 0
-    for command in ("run", "validate", "inspect", "catalog"):
+    for command in ("run", "validate", "inspect", "regrid", "models", "catalog"):
         assert re.search(rf"\b{command}\b", plain(out))
 
 
@@ -353,3 +355,27 @@ def test_regrid_errors_are_one_clear_line(tmp_path, options, message):
     assert (code, out, len(err.splitlines())) == (1, "", 1)
     assert message in err
     assert not list(tmp_path.glob("out*"))
+
+
+def test_models_are_listed_with_their_costs():
+    code, out, _ = climapred("models", "--grid", "10x12", "--horizon", "2", "--set", "hidden=4", "--set", "cell=conv")
+    assert code == 0
+    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
+    assert list(rows) == list(MODELS)
+    found = cost("predrnn", height=10, width=12, history=6, horizon=2, hidden=4, cell="conv")
+    assert f" {found.parameters:,} " in rows["predrnn"]
+    assert "arXiv:1506.04214" in rows["convlstm"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--grid", "10"], "'10' is not HxW, such as 24x52"),
+        (["--set", "depth=3"], "no model has the option depth"),
+        (["--set", "hidden=many"], "option hidden of model 'convlstm' must be int, got 'many'"),
+    ],
+)
+def test_models_errors_are_clear(options, message):
+    code, _, err = climapred("models", *options)
+    assert code in (1, 2)
+    assert message in plain(err)

@@ -106,6 +106,11 @@ def grid_bound(name: str) -> bool:
     return bool(set(_GRID) & set(_parameters(name)))
 
 
+def has_option(name: str, option: str) -> bool:
+    """Return whether a model has an option of this name."""
+    return option in _parameters(name) or option in _COMMON
+
+
 def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")

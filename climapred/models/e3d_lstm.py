@@ -63,8 +63,8 @@ def recall(query: Tensor, memories: tuple[Tensor, ...]) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Return ``(B, 1, D H W, C)``: one head of attention."""
-    return x.flatten(2).transpose(1, 2)[:, None]
+    """Return ``(B, 1, D H W, C)``: one head of attention, contiguous, without which all scores would be kept in memory."""
+    return x.flatten(2).transpose(1, 2).contiguous()[:, None]
 
 
 class E3DLSTMCell(nn.Module):

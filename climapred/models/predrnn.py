@@ -1,7 +1,4 @@
-"""PredRNN: LSTM with a memory that zigzags through the layers.
-
-Wang et al. (2017), NeurIPS 30, 879-888, and its second version, Wang et al. (2022), arXiv:2103.09504.
-"""
+"""PredRNN: LSTM with a memory that zigzags through the layers (Wang et al. 2017, NeurIPS 30; V2: 2022, arXiv:2103.09504)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from climapred.models.e3d_lstm import e3d_lstm, recall
 from climapred.models.spatial import close_circle
@@ -201,3 +202,14 @@ def test_what_cannot_be_is_refused(name):
         e3d_lstm(**{name: 0})
     with pytest.raises(ValueError, match="kernel must be odd, so that the grid keeps its size, got 4"):
         e3d_lstm(hidden=2, kernel=4)
+
+
+def test_recall_never_keeps_all_scores():
+    """Torch's fused kernel takes the rows, in the backward pass too; without it the scores of 5 memories fill gigabytes."""
+    fields = [torch.randn(2, 3, 2, 5, 6, requires_grad=True) for _ in range(3)]
+    expected = recall(fields[0], tuple(fields[1:]))
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where it cannot
+        found = recall(fields[0], tuple(fields[1:]))
+    found.sum().backward()
+    torch.testing.assert_close(found, expected)
+    assert all(field.grad.isfinite().all() for field in fields)

@@ -9,7 +9,8 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from climapred import evaluate, open_statistics, open_store, persistence, pipeline, stages
+from climapred import evaluate, load_model, open_statistics, open_store, persistence, pipeline, stages
+from climapred.models import MODELS
 from climapred.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -120,3 +121,34 @@ def test_era5_tensors_are_the_file(era5):
     assert fields.shape == (744, 33, 49)
     np.testing.assert_array_equal(fields, messages.sortby("latitude"))
     assert fields["longitude"].values[0] < 0 < fields["longitude"].values[-1]  # the box crosses Greenwich
+
+
+SIZES = {"ls_ntp": "hidden: 3, embedding: 4", "fc_lstm": "hidden: 4", "agcrn": "hidden: 3, embedding: 4"}
+SIZES |= {
+    "simvp": "hidden: 2, translator: 4, layers: 2, kernel: 5, expansion: 1",
+    "predrnn_v2": "hidden: 3, decouple: 0.1",
+}
+
+
+def test_every_model_trains_forecasts_and_comes_back(tmp_path):
+    """All models of the recipe, tiny: each is saved, forecasts the same when it is loaded again, and has its row of scores."""
+    recipe = load_recipe(ROOT / "pipelines/ncep_models.yaml")
+    names = [model.name for model in recipe.models]
+    assert {model.architecture for model in recipe.models} == set(MODELS)
+    small = [f"models.{n}.options={{{SIZES.get(name, 'hidden: 3')}}}" for n, name in enumerate(names)]
+    small += ["training.epochs=1", "window.stride=150", "forecast.stride=170", "training.precision=float32"]
+    small += ["maps.start_times=2014-01-02T06"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIMAPRED_DATA", str(DATA))
+        path, out = ROOT / "pipelines/ncep_models.yaml", tmp_path / "out"
+        pipeline.run(path, out, overrides=small, until="evaluate", console=Console(quiet=True))
+    scores = pd.read_csv(out / "scores.csv").groupby("model")["mae"].mean()
+    assert set(scores.index) == {*names, "persistence", "climatology", "damped"}
+    fields = open_store(out / "tensors.zarr").isel(time=slice(1460, 1500))
+    for name in names:
+        assert 1 < scores[name] < 4  # persistence has 2.3 K
+        model = load_model(out / "models" / name)
+        with xr.open_dataset(out / "forecasts" / f"{name}.nc") as written:
+            start = written["forecast_reference_time"].values[0]
+            again = model.forecast(fields.sel(time=slice(None, start)), [start], precision="float32")
+            np.testing.assert_allclose(again["air"].values[0], written["air"].values[0], atol=1e-3)
