@@ -329,9 +329,8 @@ def _plain(section: Any) -> Any:
 
 def _choices(recipe: Recipe) -> list[dict[str, Any]]:
     """Return what else tells tensors apart, where it is not the default."""
-    reading = recipe.source.model_dump(mode="json", include={"select", "damaged", "duplicates"}, exclude_defaults=True)
     rounding = recipe.store.model_dump(mode="json", include={"keep_bits"}, exclude_defaults=True)
-    return [chosen] if (chosen := reading | rounding) else []
+    return [chosen] if (chosen := recipe.source.reading() | rounding) else []
 
 
 def _fingerprint(*parts: Any) -> str:

@@ -48,6 +48,16 @@ def _as_date(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime.date) else value
 
 
+def _as_numbers(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) else _as_tuple(value)
+
+
+def _as_versions(value: Any) -> Any:
+    """YAML reads ECMWF's 0005 as a number."""
+    values = _as_numbers(value)
+    return tuple(f"{v:04d}" if isinstance(v, int) else v for v in values) if isinstance(values, tuple) else values
+
+
 def _as_float(value: Any) -> Any:
     """YAML 1.1 reads 2e-3 as text."""
     return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.I) else value
@@ -58,8 +68,10 @@ def _canonical(value: str) -> str:
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Whole = Annotated[tuple[int, ...], BeforeValidator(_as_numbers)]
 Date = Annotated[str, BeforeValidator(_as_date)]
 Real = Annotated[float, BeforeValidator(_as_float)]
+Reals = Annotated[tuple[Real, ...], BeforeValidator(_as_numbers)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]+$")]
 VariableName = Annotated[str, BeforeValidator(_canonical)]
 
@@ -78,17 +90,30 @@ class SampleRecipe(_Section):
         return {"ncep": "air", "era5": "t2m"}[self.format]
 
 
+class SelectRecipe(_Section):
+    """Which GRIB messages are taken, by one value or several of each key; see ``climapred.data.grib.SELECTABLE``."""
+
+    level_type: Texts | None = None
+    level: Reals | None = None
+    member: Whole | None = None
+    step: Reals | None = Field(None, description="hours")
+    step_type: Texts | None = None
+    data_type: Texts | None = None
+    expver: Annotated[tuple[str, ...], BeforeValidator(_as_versions)] | None = None
+
+
 class SourceRecipe(_Section):
     """Where the fields come from: files (``path``: one, several, or a pattern) or the embedded sample.
 
     GRIB messages are taken by ``select``, such as {level: 500}; damaged ones may be skipped. Of a time that is there more
-    than once, the first or the last field may be taken.
+    than once, in NetCDF and Zarr, the first or the last field in the order of the files may be taken. There is no key to
+    keep other calendars than the real one: tensors have real dates.
     """
 
     path: Texts | None = None
     sample: SampleRecipe | None = None
     variables: Annotated[tuple[VariableName, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-    select: dict[str, Any] = {}
+    select: SelectRecipe = SelectRecipe()
     damaged: Literal["error", "skip"] = "error"
     duplicates: Literal["refuse", "first", "last"] = "refuse"
 
@@ -100,7 +125,13 @@ class SourceRecipe(_Section):
             )
         if self.sample is not None and self.variables != (self.sample.variable,):
             raise ValueError(f"the {self.sample.format} sample holds `variables: {self.sample.variable}`, no other")
+        if self.sample is not None and (given := self.reading()):
+            raise ValueError(f"{', '.join(given)}: for the files of `path`; the sample is whole, and taken whole")
         return self
+
+    def reading(self) -> dict[str, Any]:
+        """Return how the files are read, where it is not the default."""
+        return self.model_dump(mode="json", include={"select", "damaged", "duplicates"}, exclude_defaults=True)
 
     def expanded_paths(self) -> tuple[str, ...]:
         """Return the paths with environment variables filled in.
@@ -387,6 +418,7 @@ def _known_keys(location: tuple[str, ...]) -> list[str]:
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "source": SourceRecipe,
+    "select": SelectRecipe,
     "sample": SampleRecipe,
     "grid": GridRecipe,
     "store": StoreRecipe,

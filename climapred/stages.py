@@ -142,8 +142,8 @@ def source_fields(recipe: Recipe) -> xr.Dataset:
 
 def _source(recipe: Recipe) -> Source:
     keys = recipe.source
-    select = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in keys.select.items())
-    return Source(keys.expanded_paths(), keys.variables, select, keys.damaged, keys.duplicates)
+    select = keys.select.model_dump(exclude_none=True)
+    return Source(keys.expanded_paths(), keys.variables, tuple(select.items()), keys.damaged, keys.duplicates)
 
 
 def write_sample(run: Run) -> None:

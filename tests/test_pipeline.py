@@ -20,7 +20,7 @@ from climapred.data.store import open_statistics, open_store
 from climapred.learning.artefact import load_model
 from climapred.recipe import RecipeError, load_recipe
 from climapred.results.cf import check_cf
-from climapred.testing import synthetic_temperature, write_ncep
+from climapred.testing import synthetic_temperature, write_era5_grib, write_grib, write_ncep
 
 BUILD = ["sample", "tensors", "statistics"]
 TRAIN = ["train graph", "train conv"]
@@ -264,6 +264,95 @@ def test_files_that_have_grown(two_years, tmp_path, capsys):
     assert build(grown=True) == ["tensors", "statistics"]
     assert "build: 1360 times are appended to 1560" in capsys.readouterr().err
     assert len(open_store(out / "tensors.zarr")["time"]) == 2920
+
+
+@pytest.fixture
+def with_source(tmp_path):
+    """A function that returns a recipe of files with further keys of the source."""
+
+    def write(path, variable, *keys: str) -> Path:
+        recipe = tmp_path / "r.yaml"
+        source = "\n".join(f"  {line}" for line in (f"path: '{path}'", f"variables: {variable}", *keys))
+        recipe.write_text(
+            f"name: files\nsource:\n{source}\nsplit: {{validation: 0.6, test: 0.8}}\nwindow: {{history: 1, horizon: 1}}\n"
+            "models: [{name: conv, architecture: convlstm, options: {hidden: 4}}]\n"
+        )
+        return recipe
+
+    return write
+
+
+def check_and_build(recipe: Path, out: Path) -> tuple[list[str], xr.Dataset]:
+    """Return the units that were done, and the tensors."""
+    pipeline.check(load_recipe(recipe), recipe)
+    return pipeline.run(recipe, out, until="build", console=Console(quiet=True)), open_store(out / "tensors.zarr")
+
+
+def test_messages_are_selected(with_source, tmp_path):
+    """As climapred validate and climapred run read them; another choice makes other tensors."""
+    hours = [(day, hour) for day in range(20200101, 20200111) for hour in (0, 600, 1200, 1800)]
+    messages = [
+        {"shortName": "2t", "dataDate": day, "dataTime": hour, "expver": version, "step": step, "values": value}
+        for day, hour in hours
+        for version, step, value in (("0001", 0, 280), ("0078", 0, 290), ("0001", 3, 300))
+    ]
+    for message in messages:
+        message["values"] = np.full(31 * 16, message["values"], float)
+    path, out = write_grib(tmp_path / "a.grib", *messages), tmp_path / "out"
+    for version, step, value in (("0001", 0, 280), ("0078", 0, 290), ("0001", "[3]", 300)):
+        done, stored = check_and_build(with_source(path, "t2m", f"select: {{expver: {version}, step: {step}}}"), out)
+        assert done == ["tensors", "statistics"]
+        assert (stored["t2m"] == value).all()
+        assert len(stored["time"]) == len(hours)
+    for keys, message in (
+        (
+            ("select: {step: 9}",),
+            r"r.yaml, line 2: source: no message of .*a.grib has step \(9.0,\); there are 0.0 in 80",
+        ),
+        ((), r"r.yaml, line 2: source: .*two messages for \d+ of \d+ places"),
+    ):
+        with pytest.raises(RecipeError, match=f"(?s){message}"):
+            check_and_build(with_source(path, "t2m", *keys), out)
+
+
+def test_damaged_messages_are_skipped(with_source, tmp_path):
+    fields = synthetic_temperature(periods=60).fields
+    content = bytearray(write_era5_grib(fields, tmp_path / "a.grib").read_bytes())
+    size = len(content) // 60  # of a message
+    content[30 * size - 4 : 30 * size] = b"????"  # its last octets, which are 7777
+    (tmp_path / "a.grib").write_bytes(content)
+    with pytest.raises(RecipeError, match=r"r.yaml, line 2: source: .*a.grib.*damaged='skip'"):
+        check_and_build(with_source(tmp_path / "a.grib", "t2m"), tmp_path / "out")
+    with pytest.warns(UserWarning, match=r"a.grib"):
+        done, stored = check_and_build(with_source(tmp_path / "a.grib", "t2m", "damaged: skip"), tmp_path / "out")
+    assert done == ["tensors", "statistics"]
+    np.testing.assert_array_equal(stored["time"], fields["time"].drop_isel(time=29))
+
+
+@pytest.mark.parametrize(("choice", "offset"), [("first", 0), ("last", 1)])
+def test_of_times_that_are_there_twice_one_counts(with_source, tmp_path, choice, offset):
+    fields, pattern = synthetic_temperature(periods=60).fields, tmp_path / "*.nc"
+    for name, part in (("a", fields.isel(time=slice(0, 40))), ("b", fields.isel(time=slice(30, 60)) + 1)):
+        write_ncep(part, tmp_path)[0].rename(tmp_path / f"{name}.nc")
+    with pytest.raises(RecipeError, match=r"r.yaml, line 2: source: 10 of 70 times .*duplicates='first' or 'last'"):
+        check_and_build(with_source(pattern, "air"), tmp_path / "out")
+    done, stored = check_and_build(with_source(pattern, "air", f"duplicates: {choice}"), tmp_path / "out")
+    assert done == ["tensors", "statistics"]
+    added = stored["air"] - fields["t2m"]
+    np.testing.assert_allclose(added[:30], 0, atol=0.01)  # packed in steps of 0.01 K
+    np.testing.assert_allclose(added[30:40], offset, atol=0.01)
+    np.testing.assert_allclose(added[40:], 1, atol=0.01)
+
+
+def test_another_calendar_is_no_recipe(with_source, tmp_path):
+    """The tensors could not hold it; told before anything is written."""
+    fields = synthetic_temperature(periods=60).fields.rename(t2m="air")
+    times = xr.date_range("2001-01-01", periods=60, freq="6h", calendar="360_day", use_cftime=True)
+    fields["air"].assign_attrs(units="K").assign_coords(time=times).to_netcdf(tmp_path / "a.nc")
+    message = r"r.yaml, line 2: source: the times of .*a.nc follow the calendar '360_day'.*convert_calendar\('standard'"
+    with pytest.raises(RecipeError, match=message):
+        check_and_build(with_source(tmp_path / "a.nc", "air"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_parts_and_finish(two_years, tmp_path):

@@ -7,12 +7,14 @@ import pytest
 import yaml
 
 from climapred import pipeline
+from climapred.data.grib import SELECTABLE
 from climapred.learning.loader import WindowLoader
 from climapred.learning.training import Training
 from climapred.learning.windows import Window
 from climapred.recipe import (
     LoaderRecipe,
     RecipeError,
+    SelectRecipe,
     TrainingRecipe,
     WindowRecipe,
     dump_recipe,
@@ -134,6 +136,27 @@ def test_dump_reads_back_to_the_same_recipe(write, extra):
         (edited("name: conv", "name: damped"), "line 7: models: models need names of their own, .*: damped"),
         (edited("name: conv", "name: ../x"), "line 11: models.1.name: String should match pattern"),
         (edited("validation: 2001-09-01", "validation: [1]"), r"line 6: split.validation: Input should be a valid"),
+        (
+            edited("sample: {years: 1}", "path: x\n  select: {height: 2}"),
+            "line 5: source.select.height: unknown key; known keys here: level_type, level, member, step, ",
+        ),
+        (
+            edited("sample: {years: 1}", "path: x\n  select:\n    level: [500, top]"),
+            "line 6: source.select.level.1: Input should be a valid number, got 'top'",
+        ),
+        (
+            edited("sample: {years: 1}", "path: x\n  damaged: ignore"),
+            "line 5: source.damaged: Input should be 'error' or 'skip', got 'ignore'",
+        ),
+        (
+            edited("sample: {years: 1}", "path: x\n  duplicates: mean"),
+            "line 5: source.duplicates: Input should be 'refuse', 'first' or 'last', got 'mean'",
+        ),
+        (edited("years: 1}", "years: 1}\n  calendar: keep"), "line 5: source.calendar: unknown key; known keys here: "),
+        (
+            edited("years: 1}", "years: 1}\n  select: {level: 2}\n  damaged: skip"),
+            "line 3: source: select, damaged: for the files of `path`; the sample is whole",
+        ),
         (VALID + "grid: {region: [1, 2, 3, 4]}\n", "line 15: grid: a grid needs either `spacing` .* or `gaussian`"),
         (VALID + "grid: {gaussian: 8, region: [1, 2, 3, 4]}\n", "line 15: grid: `region` goes with `spacing`"),
         (
@@ -237,6 +260,30 @@ def test_environment_variables_in_paths(write, monkeypatch):
         source.expanded_paths()
     with pytest.raises(RecipeError, match=r"r.yaml, line 3: source: .*TINY_DATA is not set; .*--set source.path=FILE"):
         pipeline.check(load_recipe(path), path)
+
+
+def test_what_is_selected(write):
+    """One value or several; ECMWF's versions, which YAML reads as octal numbers, are text."""
+    text = edited(
+        "sample: {years: 1}",
+        "path: x\n  select: {level: [500, 850.0], member: 3, step: 6, data_type: an, level_type: [a, b], expver: 0005}",
+    )
+    recipe = load_recipe(write(text))
+    assert recipe.source.select.model_dump(exclude_none=True) == {
+        "level_type": ("a", "b"),
+        "level": (500.0, 850.0),
+        "member": (3,),
+        "step": (6.0,),
+        "data_type": ("an",),
+        "expver": ("0005",),
+    }
+    assert load_recipe(write(dump_recipe(recipe))) == recipe
+    assert load_recipe(write(text), ["source.select.expver=[1, '0005']"]).source.select.expver == ("0001", "0005")
+    assert load_recipe(write()).source.reading() == {}
+
+
+def test_messages_are_selected_by_what_grib_knows():
+    assert list(SelectRecipe.model_fields) == list(SELECTABLE)
 
 
 def test_located(write):

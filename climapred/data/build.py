@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypedDict, Unpack
@@ -40,13 +26,12 @@ from climapred.data.regrid import Method, regrid, source_grid
 from climapred.data.sources import expand_paths, open_source, source_identity
 from climapred.data.store import Fields, Layout, Shard, round_bits
 from climapred.data.times import Duplicates
+from climapred.data.workers import completed, local_executor
 from climapred.grid import Grid
 
 Progress = Callable[[int, int], None]
 Row = tuple[int, dict[str, str]]  # start of a shard, {variable: SHA-256}
 
-_PROCESSES_FROM = 2**29  # bytes of fields to read; fewer are read before processes have started
-_OUTSTANDING = 512  # tasks that are handed out at a time: a scheduler need not hold those of a whole century
 _HDF5_CACHE = 2**20  # bytes; by default 64 MB of chunks stay in memory for each open file, and none is read again
 _READ_BYTES = 32 * 2**20  # of a variable, at once
 _COMPARED = 4  # stored times that are read again before a store is extended
@@ -74,7 +59,12 @@ class Source:
         return replace(self, paths=tuple(files))
 
     def open(self) -> xr.Dataset:
-        """Return the harmonised fields, lazily."""
+        """Return the harmonised fields, lazily.
+
+        Raises:
+            ValueError, FileNotFoundError, OSError: see ``open_source`` and ``harmonise``; calendars other than the real one
+                are refused, for a store cannot hold them.
+        """
         return _open(self, json.dumps(self.identity()), None)
 
     def identity(self) -> list[dict[str, Any]]:
@@ -97,7 +87,10 @@ def _open_once(source: Source, identity: str, block: int | None) -> xr.Dataset:
     variables = list(source.variables)
     reading: dict[str, Any] = {"select": dict(source.select), "damaged": source.damaged, "block": block}
     opened = open_source(list(source.paths), variables=variables, **reading)
-    return harmonise(opened, variables, duplicates=source.duplicates)
+    fields = harmonise(opened, variables, duplicates=source.duplicates, calendar="keep")
+    more = f" and {len(source.paths) - 1} more" if len(source.paths) > 1 else ""
+    store.refuse_calendars(fields["time"].values, f"{source.paths[0]}{more}")
+    return fields
 
 
 @dataclass(frozen=True)
@@ -240,7 +233,7 @@ def build_store(
         volume = job.source_fields().nbytes * len(remaining) // max(1, len(regions))
         with _executor(scheduler, workers, len(remaining), volume, announce) as executor:
             tasks = ((_write_shard, job, *region) for region in remaining)
-            for start, checksums in _completed(executor, tasks):
+            for start, checksums in completed(executor, tasks):
                 written[start] = checksums
                 done += 1
                 progress(done, len(regions))
@@ -445,75 +438,18 @@ def _write_shard(job: _Job, start: int, stop: int) -> Row:
     return start, checksums
 
 
-def _completed(executor: Executor, tasks: Iterator[Any]) -> Iterator[Row]:
-    """Yield what the tasks (function, arguments...) return, in the order in which they end."""
-    waiting: set[Future[Row]] = {executor.submit(*task) for task in islice(tasks, _OUTSTANDING)}
-    try:
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-            waiting |= {executor.submit(*task) for task in islice(tasks, len(done))}
-    except BrokenExecutor as error:
-        raise RuntimeError(
-            "a worker process has died: killed for want of memory (use fewer workers), or never begun (a script needs "
-            '`if __name__ == "__main__":`); what is written stays'
-        ) from error
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
 @contextmanager
 def _executor(
     scheduler: str | None, workers: int | None, tasks: int, volume: int, announce: Callable[[str], None]
 ) -> Iterator[Executor]:
-    """Give what runs the tasks: a scheduler's workers, processes, or threads where little is to be read.
-
-    Processes, for the HDF5 library reads for one thread at a time, and because they may be set up for this work. They are
-    spawned: a forked Zarr may wait for ever.
-    """
-    if scheduler is not None:
-        from distributed import Client
-
-        with Client(scheduler) as client, client.get_executor(pure=False) as executor:
-            if client.dashboard_link:
-                announce(f"Dask dashboard: {client.dashboard_link}")
+    """Give what runs the tasks: a scheduler's workers, or this machine's."""
+    if scheduler is None:
+        with local_executor(workers, tasks, volume) as executor:
             yield executor
         return
-    workers = max(1, min(workers or _processors(), tasks))
-    if volume < _PROCESSES_FROM:
-        with ThreadPoolExecutor(workers) as executor:
-            yield executor
-    else:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker) as executor:
-            yield executor
+    from distributed import Client
 
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _begin_worker() -> None:
-    """In a worker process: leave Ctrl-C to the parent, end when it ends, however it ends, and give memory back.
-
-    The C library keeps what was freed for each thread that has ever asked for memory, and Zarr has several of them: after
-    ten shards that is twice what one shard takes. All threads of a worker share one pool here.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    if sys.platform == "linux":
-        limit = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
-        if limit is not None:
-            limit(_M_ARENA_MAX, 1)
-
-
-_M_ARENA_MAX = -8  # malloc.h
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
+    with Client(scheduler) as client, client.get_executor(pure=False) as executor:
+        if client.dashboard_link:
+            announce(f"Dask dashboard: {client.dashboard_link}")
+        yield executor

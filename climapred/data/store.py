@@ -10,13 +10,15 @@ with whatever tool, takes it for a finished one, and no journal speaks for anoth
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +41,9 @@ _CHUNK_BYTES = 4 * 2**20
 _LEAST_CHUNK_BYTES = 2**20
 _CHUNK_WINDOWS = 4
 _SHARD_BYTES = 32 * 2**20
+
+_SWAP = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
+_HERE = -100  # AT_FDCWD of Linux
 
 _NO_CHUNK = 2**64 - 1  # offset of a chunk that a shard lacks: it lies beyond the end of the series
 
@@ -103,6 +108,16 @@ def _older_path(path: Path) -> Path:
     return path.with_name(path.name + ".old")
 
 
+def refuse_calendars(times: npt.NDArray[Any], what: str) -> None:
+    """Raise ValueError if ``times``, those of ``what``, are cftime dates: a store cannot hold them."""
+    if calendar := getattr(next(iter(times), None), "calendar", None):
+        raise ValueError(
+            f"the times of {what} follow the calendar {calendar!r}, but a store counts time on the real one, as datetime64; "
+            "convert them first, with xarray's dataset.convert_calendar('standard', align_on='date', use_cftime=False), or "
+            "work in xarray: harmonise(dataset, calendar='keep')"
+        )
+
+
 def create_store(
     path: Path,
     *,
@@ -112,7 +127,13 @@ def create_store(
     attributes: Mapping[str, Any],
     window: int | None = None,
 ) -> Layout:
-    """Begin an empty store in ``partial_path(path)``, replacing one that is there; return its layout."""
+    """Begin an empty store in ``partial_path(path)``, replacing one that is there; return its layout.
+
+    Raises:
+        ValueError: if the times are cftime dates.
+        OSError: if it cannot be written.
+    """
+    refuse_calendars(times, path.name)
     layout = Layout.plan(grid, window)
     attributes = {**attributes, "layout": {**asdict(layout), "window": window}}
     with _writing(path, f"the empty store of {path.name}"):
@@ -129,7 +150,12 @@ def extend_store(path: Path, *, grid: Grid, times: npt.NDArray[np.datetime64], a
     Args:
         times: those of the store, and further ones.
         attributes: replace those of the store.
+
+    Raises:
+        ValueError: if the times are cftime dates.
+        OSError: if it cannot be written.
     """
+    refuse_calendars(times, path.name)
     older, count = stored_attributes(path) or {}, len(open_store(path)["time"])
     layout = Layout(older["layout"]["chunk"], older["layout"]["shard"])
     with _writing(path, f"the longer version of {path.name}"):
@@ -353,23 +379,41 @@ def damaged_shards(store: Path, checksums: Mapping[int, Mapping[str, str]]) -> I
 
 def verify_store(path: str | Path) -> list[Shard]:
     """Return the shards of a finished store that are damaged or missing; reads all of it."""
-    checksums = (stored_attributes(_place(Path(path))) or {}).get("shards_sha256", {})
+    place, _ = _place(Path(path))
+    checksums = (stored_attributes(place) or {}).get("shards_sha256", {})
     rows = {int(start): row for start, row in checksums.items()}
-    return [shard for shard, damaged in damaged_shards(_place(Path(path)), rows) if damaged]
+    return [shard for shard, damaged in damaged_shards(place, rows) if damaged]
 
 
 def finish_store(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Give a completely written store its attributes and its name; an older store loses its name before its data."""
-    remove_strays(unfinished_path(path))
-    group = zarr.open_group(unfinished_path(path), mode="r+")
+    """Give a completely written store its attributes and its name; readers see the older store until they see this one.
+
+    Args:
+        attributes: with ``shards_sha256``, the rows of the journal: by them ``tidy`` knows which of two stores is which.
+    """
+    unfinished = unfinished_path(path)
+    remove_strays(unfinished)
+    group = zarr.open_group(unfinished, mode="r+")
     kept = {key: value for key, value in group.attrs.items() if key != "unfinished"}
     with _writing(path, f"the attributes of {path.name}"):
         group.attrs.put({**kept, **attributes})
-    if path.exists():
+    if path.exists() and not _exchanged(unfinished, path):
         _discard(_older_path(path))
         path.rename(_older_path(path))
-    unfinished_path(path).rename(path)
+    if not path.exists():
+        unfinished.rename(path)
     tidy(path)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Give two folders each other's names, at once; return whether the system and the file system could."""
+    names, failed = (os.fsencode(one), os.fsencode(other)), -1
+    if sys.platform == "linux":
+        if exchange := getattr(ctypes.CDLL(None), "renameat2", None):  # glibc has it from 2.28 on; NFS refuses
+            failed = exchange(_HERE, names[0], _HERE, names[1], _SWAP)
+    elif sys.platform == "darwin":
+        failed = ctypes.CDLL(None).renamex_np(*names, _SWAP)
+    return failed == 0
 
 
 def tidy(path: Path) -> None:
@@ -377,8 +421,17 @@ def tidy(path: Path) -> None:
     if not path.exists() and _older_path(path).exists():
         _older_path(path).rename(path)
     _discard(_older_path(path))
-    if not unfinished_path(path).exists():
+    if not _awaits_its_name(path):
         _discard(partial_path(path))
+
+
+def _awaits_its_name(path: Path) -> bool:
+    """Return whether a store under construction is in its folder; the older one may be, which the journal is not about."""
+    begun = stored_attributes(unfinished_path(path)) or {}
+    if begun.get("unfinished"):
+        return True
+    written = {str(start): row for start, row in journalled(path).items()}
+    return begun.get("shards_sha256") == written != (stored_attributes(path) or {}).get("shards_sha256")
 
 
 def remove_strays(store: Path) -> None:
@@ -408,16 +461,15 @@ def open_store(path: str | Path) -> xr.Dataset:
     """
     path = Path(path)
     while True:
-        place = _place(path)
-        version = place.stat().st_ino
+        place, version = _place(path)
         try:
             dataset = xr.open_zarr(place, consolidated=False, chunks=None)
         except (OSError, ValueError, KeyError):
-            if _is_version(path, version):
+            if _place(path)[1] == version:
                 raise
-            continue
-        if _is_version(path, version):
-            break
+        else:
+            if _place(path)[1] == version:
+                break
     if dataset.attrs.get("unfinished"):
         raise ValueError(
             f"{path} is a store under construction; its build has not finished: run the same command again"
@@ -427,21 +479,18 @@ def open_store(path: str | Path) -> xr.Dataset:
     return dataset[dataset.attrs["variables"]]  # Zarr lists the arrays of a group in any order
 
 
-def _place(path: Path) -> Path:
-    """Return where the finished store is: a kill between the two renamings of ``finish_store`` leaves the older one."""
+def _place(path: Path) -> tuple[Path, tuple[int, int]]:
+    """Return where the finished store is, and what tells this version from others; a number of a folder is used again.
+
+    Where folders are not exchanged, the older store is elsewhere between the two renamings of ``finish_store``.
+    """
     for place in (path, _older_path(path), path):
-        if place.exists():
-            return place
+        with suppress(FileNotFoundError):
+            found = place.stat()
+            return place, (found.st_ino, found.st_mtime_ns)
     started = partial_path(path).exists()
     hint = "its build has not finished; run the same command again" if started else "build it with `climapred run`"
     raise FileNotFoundError(f"no store at {path}: {hint}")
-
-
-def _is_version(path: Path, version: int) -> bool:
-    try:
-        return _place(path).stat().st_ino == version
-    except FileNotFoundError:
-        return False
 
 
 def write_statistics(path: Path, statistics: xr.Dataset) -> None:

@@ -19,7 +19,7 @@ import pytest
 import xarray as xr
 from distributed import LocalCluster
 
-from climapred.data import build, sources, store
+from climapred.data import build, sources, store, workers
 from climapred.data.build import Source, build_store, finish_parts, repair_store
 from climapred.data.locks import Busy
 from climapred.data.regrid import regrid
@@ -364,50 +364,27 @@ def test_thirty_kills(ncep, tiny, tmp_path, forked):
 # Processes, threads, parts
 
 
-@pytest.fixture
-def processes(monkeypatch):
-    monkeypatch.setattr(build, "_PROCESSES_FROM", 0)
-
-
 def test_processes(ncep, tmp_path, small, monkeypatch):
     """Started from a process that has used Zarr: forked ones might wait for ever."""
     source = Source(ncep, ("air",))
     build_store(source, tmp_path / "one.zarr", grid=TARGET, workers=1)
-    monkeypatch.setattr(build, "_PROCESSES_FROM", 0)
+    monkeypatch.setattr(workers, "_PROCESSES_FROM", 0)
     build_store(source, tmp_path / "two.zarr", grid=TARGET, workers=2)
     assert_same_store(tmp_path / "one.zarr", tmp_path / "two.zarr")
 
 
-def test_worker_processes_end_with_their_parent(ncep, tmp_path):
-    code = PRELUDE + (
-        "build._PROCESSES_FROM = 0\n"
-        "def wait(done, total):\n    import time\n    time.sleep(60 * (done > 2))\n"
-        "build_store(Source(tuple(sys.argv[2:]), ('air',)), Path(sys.argv[1]), grid=target, workers=2, progress=wait)"
-    )
-    path = tmp_path / "a.zarr"
-    child = subprocess.Popen([sys.executable, "-c", code, str(path), *ncep], stderr=subprocess.PIPE)
-    while len(journal_of(path)) < 3:
-        assert child.poll() is None, child.stderr.read().decode()
-        time.sleep(0.01)
-    workers = psutil.Process(child.pid).children(recursive=True)
-    assert len(workers) >= 2
-    child.kill()
-    child.communicate()
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
-
-
-def test_a_worker_process_that_dies(ncep, tmp_path, tiny, processes):
-    """As the system kills one when memory runs out."""
+def test_a_worker_process_that_dies(ncep, tmp_path, tiny, monkeypatch):
+    """As the system kills one when memory runs out: what is written stays."""
+    monkeypatch.setattr(workers, "_PROCESSES_FROM", 0)
 
     def kill_one(done, total):
         if done == 3:
             psutil.Process().children(recursive=True)[-1].kill()
 
     path, source = tmp_path / "a.zarr", Source(ncep, ("air",))
-    with pytest.raises(
-        RuntimeError, match=r"a worker process has died: killed for want of memory \(use fewer workers\)"
-    ):
+    with pytest.raises(RuntimeError, match="a worker process has died"):
         build_store(source, path, grid=TARGET, workers=2, progress=kill_one)
+    assert len(journal_of(path)) >= 3
     build_store(source, path, grid=TARGET)
     build_store(source, tmp_path / "good.zarr", grid=TARGET)
     assert_same_store(path, tmp_path / "good.zarr")
@@ -658,15 +635,10 @@ def test_readers_see_whole_versions_while_a_store_grows(ncep, tmp_path, small):
 
     def read():
         while not stop.is_set():
-            try:
-                opened = open_store(path)
-                air, wanted = opened["air"].values, whole[: len(opened["time"])]
-            except FileNotFoundError:  # between the two renames that bring the grown store
-                continue
-            if np.isnan(air).any():  # the same, found later: Zarr takes a file that is not there for missing values
-                continue
+            opened = open_store(path)
+            wanted = whole[: len(opened["time"])]
+            np.testing.assert_array_equal(opened["air"], wanted)
             seen.add(len(wanted))
-            np.testing.assert_array_equal(air, wanted)
 
     with ThreadPoolExecutor(2) as pool:
         readers = [pool.submit(read) for _ in range(2)]
@@ -677,6 +649,26 @@ def test_readers_see_whole_versions_while_a_store_grows(ncep, tmp_path, small):
         for reader in readers:
             reader.result()
     assert seen == {48, COUNT}
+
+
+def test_the_older_store_is_not_gone_on_with(ncep, tmp_path, small):
+    """A kill after two stores have changed places: the older one lies where stores are built, with the journal of the new.
+
+    The older arguments are wanted again; its shards, which that journal lists, are not those of the new store.
+    """
+    path, source = tmp_path / "a.zarr", Source(ncep, ("air",))
+    build_store(source, tmp_path / "good.zarr", grid=TARGET)
+    damage(shutil.copytree(tmp_path / "good.zarr", tmp_path / "older.zarr") / "air/c/2/0/0")
+    build_store(source, path, grid=TARGET, method="nearest")
+    for start, row in json.loads((path / "zarr.json").read_text())["attributes"]["shards_sha256"].items():
+        (partial_path(path) / "journal").mkdir(parents=True, exist_ok=True)
+        store.journal_shard(path, int(start), row)
+    (tmp_path / "older.zarr").rename(store.unfinished_path(path))
+    seen = []
+    build_store(source, path, grid=TARGET, progress=lambda *count: seen.append(count))
+    assert seen[0] == (0, 17)
+    assert_same_store(path, tmp_path / "good.zarr")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.zarr", "good.zarr"]
 
 
 def test_bad_shards_are_found_and_written_anew(ncep, tmp_path, small):
@@ -932,6 +924,29 @@ def test_damaged_values(with_good_store, ncep, tmp_path):
         build_store(Source((str(damaged),), ("air",)), path)
     xr.testing.assert_identical(open_store(path).load(), before)
     netCDF4.Dataset(damaged).close()  # the headers are whole
+
+
+@pytest.mark.parametrize("calendar", ["noleap", "360_day"])
+def test_calendars_that_are_not_the_real_one(with_good_store, tmp_path, calendar):
+    path, before = with_good_store
+    times = xr.date_range("2001-01-01", periods=4, freq="D", calendar=calendar, use_cftime=True)
+    air = before["air"][:4].assign_coords(time=times).drop_encoding()
+    for name in ("a", "b"):
+        air.to_dataset().to_netcdf(tmp_path / f"{name}.nc")
+        air = air.assign_coords(time=times.shift(4, "D"))
+    files = (str(tmp_path / "a.nc"), str(tmp_path / "b.nc"))
+    wanted = (
+        rf"the times of .*a.nc and 1 more follow the calendar '{calendar}', but a store counts time on the real one"
+    )
+    for refuse in (Source(files, ("air",)).open, lambda: build_store(Source(files, ("air",)), path)):
+        with pytest.raises(ValueError, match=wanted):
+            refuse()
+    xr.testing.assert_identical(open_store(path).load(), before)
+    with xr.open_mfdataset(files) as opened:  # the way out that the error names
+        converted = opened.convert_calendar("standard", align_on="date", use_cftime=False)
+        converted.to_netcdf(tmp_path / "c.nc")
+    build_store(Source((str(tmp_path / "c.nc"),), ("air",)), path)
+    assert open_store(path)["time"].dtype == "M8[ns]"
 
 
 def test_missing_variable(ncep, tmp_path):

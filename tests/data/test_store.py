@@ -1,3 +1,12 @@
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import count
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -12,6 +21,8 @@ from climapred.data.store import (
     create_store,
     extend_store,
     finish_store,
+    journal_shard,
+    journalled,
     open_statistics,
     open_store,
     partial_path,
@@ -316,6 +327,193 @@ def test_a_kill_after_both_names(tmp_path, small):
     tidy(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
     np.testing.assert_array_equal(open_store(path)["air"], new["air"])
+
+
+# A store takes the place of another
+
+FINISHER = """
+import os, signal, sys
+from pathlib import Path
+import zarr  # nothing has been read yet, and no thread runs: from here on, a fork is safe
+from climapred.data import store
+
+STEPS = ("os.rename", "os.rmdir", "shutil.rmtree", "ctypes.dlsym")  # the last one precedes the exchange
+
+def killed_at(step):
+    left = step
+    def count(event, arguments):
+        nonlocal left
+        if event in STEPS:
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return count
+
+for line in sys.stdin:
+    step, store._SWAP, path = (int(word) if word.isdigit() else word for word in line.split())
+    pid = os.fork()
+    if not pid:
+        path = Path(path)
+        sums = {str(start): row for start, row in store.journalled(path).items()}
+        sys.addaudithook(killed_at(step))
+        store.finish_store(path, {"shards_sha256": sums})
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture
+def finisher():
+    """A function that finishes a store in a process of its own, killed before the given step; returns whether it was."""
+    zygote = subprocess.Popen(
+        [sys.executable, "-c", FINISHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def finish(path, step, swap) -> bool:
+        zygote.stdin.write(f"{step} {swap} {path}\n")
+        zygote.stdin.flush()
+        status = int(zygote.stdout.readline())
+        assert status in (0, signal.SIGKILL)
+        return status != 0
+
+    yield finish
+    zygote.stdin.close()
+    zygote.wait(timeout=30)
+    zygote.stdout.close()
+
+
+def write_all(path, values, **attributes) -> None:
+    """Write a store under construction, and its journal."""
+    for start, stop in create(path, **attributes).regions(len(TIMES)):
+        journal_shard(path, start, {"air": write_region(path, "air", start, values[start:stop])})
+
+
+def finish(path) -> None:
+    finish_store(path, {"shards_sha256": {str(start): row for start, row in journalled(path).items()}})
+
+
+@pytest.mark.parametrize("swap", [store._SWAP, 2**30], ids=["exchanged", "renamed"])  # the latter no system knows
+@pytest.mark.parametrize("replaced", [True, False])
+def test_kills_at_every_step_of_a_swap(tmp_path, small, finisher, swap, replaced):
+    """Readers have the older store or the new one, whole; the build is gone on with, and nothing is lost or mistaken."""
+    old, new = (make_values(seed=seed)["air"] for seed in (0, 1))
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    if replaced:
+        write_all(begun / "a.zarr", old, made="old")
+        finish(begun / "a.zarr")
+    write_all(begun / "a.zarr", new, made="new")
+    seen = []
+    for step in count():
+        path = shutil.copytree(begun, tmp_path / str(step)) / "a.zarr"
+        killed = finisher(path, step, swap)
+        if replaced or path.exists():
+            opened = open_store(path)
+            seen.append(opened.attrs["made"])
+            np.testing.assert_array_equal(opened["air"], {"old": old, "new": new}[seen[-1]])
+            assert verify_store(path) == []
+        tidy(path)
+        if partial_path(path).exists():
+            assert stored_attributes(unfinished_path(path))["made"] == "new"
+            assert len(journalled(path)) == 3
+            assert not path.exists() or open_store(path).attrs["made"] == "old"
+            finish(path)
+        np.testing.assert_array_equal(open_store(path)["air"], new)
+        assert verify_store(path) == []
+        assert [each.name for each in path.parent.iterdir()] == ["a.zarr"]
+        if not killed:
+            break
+    assert seen == sorted(seen, reverse=True)  # old, and then new
+    assert set(seen) == ({"old", "new"} if replaced else {"new"})
+    assert step > 4
+
+
+def test_the_same_values_again(tmp_path, small):
+    """Checksums cannot tell the two stores apart then: what was exchanged goes, and no folder stays."""
+    path, values = tmp_path / "a.zarr", make_values()["air"]
+    for made in ("old", "new"):
+        write_all(path, values, made=made)
+        tidy(path)
+        assert partial_path(
+            path
+        ).exists()  # all shards are those of the store that has the name; it goes on all the same
+        finish(path)
+        assert open_store(path).attrs["made"] == made
+        assert [each.name for each in tmp_path.iterdir()] == ["a.zarr"]
+
+
+READER = """
+import sys
+from pathlib import Path
+from climapred.data.store import open_store
+
+path, seen = Path(sys.argv[1]), []
+print("ready", flush=True)
+while not path.with_name("stop").exists():
+    assert path.exists() and (path / "air" / "zarr.json").exists()
+    opened = open_store(path)
+    assert len(opened["time"]) == len(opened["air"]) == opened.attrs["times"]
+    assert (opened["air"][:4].values == 280).all()
+    seen.append(opened.attrs["times"])
+print(len(seen), *set(seen))
+"""
+
+
+def test_a_reader_misses_nothing_in_two_hundred_swaps(tmp_path, small):
+    """Stores of 11 and of 7 times take turns, and a process in a tight loop opens and reads them."""
+    path, random_, values = tmp_path / "a.zarr", random.Random(3), np.full((11, *GRID.shape), 280, np.float32)
+    for times in (11, 7):
+        kept = tmp_path / f"{times}.zarr"
+        layout = create_store(kept, grid=GRID, times=TIMES[:times], variables=["air"], attributes={"times": times})
+        for start, stop in layout.regions(times):
+            journal_shard(kept, start, {"air": write_region(kept, "air", start, values[start:stop])})
+    shutil.copytree(partial_path(kept), partial_path(path))
+    finish(path)
+    command, pipe = [sys.executable, "-c", READER, str(path)], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as reader:
+        try:
+            assert reader.stdout.readline() == "ready\n"
+            for swap in range(200):
+                shutil.copytree(partial_path(tmp_path / f"{(11, 7)[swap % 2]}.zarr"), partial_path(path))
+                finish(path)
+                time.sleep(random_.uniform(0, 0.02))
+        finally:
+            (tmp_path / "stop").touch()
+        output, errors = reader.communicate(timeout=60)
+    assert (reader.returncode, errors) == (0, "")
+    opened, *seen = map(int, output.split())
+    assert opened > 20
+    assert sorted(seen) == [7, 11]
+
+
+def test_names_are_exchanged_at_once(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    assert store._exchanged(tmp_path / "one", tmp_path / "other")
+    assert os.listdir(tmp_path / "one") == ["other"]
+    assert os.listdir(tmp_path / "other") == ["one"]
+    assert not store._exchanged(tmp_path / "one", tmp_path / "absent")
+    assert os.listdir(tmp_path / "one") == ["other"]
+
+
+@pytest.mark.parametrize("calendar", ["noleap", "360_day", "standard"])
+def test_cftime_dates_are_refused(tmp_path, small, calendar):
+    path = tmp_path / "a.zarr"
+    times = xr.date_range("2013-01-01", periods=11, freq="6h", calendar=calendar, use_cftime=True)
+    grown: dict = {"grid": GRID, "times": times.values, "attributes": {}}
+    wanted = (
+        rf"the times of a.zarr follow the calendar '{calendar}', but .* xarray's dataset.convert_calendar\('standard', "
+    )
+    with pytest.raises(ValueError, match=wanted):
+        create_store(path, variables=["air"], **grown)
+    assert list(tmp_path.iterdir()) == []
+    build(path, make_values())
+    with pytest.raises(ValueError, match=wanted + ".* or work in xarray: harmonise"):
+        extend_store(path, **grown)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.zarr"]
+    converted = xr.Dataset(coords={"time": times}).convert_calendar("standard", align_on="date", use_cftime=False)
+    create_store(path, variables=["air"], **{**grown, "times": converted["time"].values})  # the way out
 
 
 def test_files_that_zarr_left_behind_go(tmp_path, small):

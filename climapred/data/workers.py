@@ -1,0 +1,97 @@
+"""Tasks on this machine: run by threads, or by processes where much is to be read; what they return comes as they end."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+_PROCESSES_FROM = 2**29  # bytes of fields to read; fewer are read before processes have started
+_OUTSTANDING = 512  # tasks that are handed out at a time: a scheduler need not hold those of a whole century
+_M_ARENA_MAX = -8  # malloc.h
+
+
+@contextmanager
+def local_executor(workers: int | None, tasks: int, volume: int) -> Iterator[Executor]:
+    """Give threads where little is to be read, else processes; no more than there are tasks.
+
+    Processes, for the HDF5 library reads for one thread at a time, and because they may be set up for this work. They are
+    spawned: a forked Zarr may wait for ever.
+
+    Args:
+        workers: None for as many as there are processors.
+        tasks: number of tasks.
+        volume: bytes that all tasks together read.
+    """
+    workers = max(1, min(workers or _processors(), tasks))
+    if volume < _PROCESSES_FROM:
+        with ThreadPoolExecutor(workers) as executor:
+            yield executor
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker) as executor:
+            yield executor
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def completed(executor: Executor, tasks: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
+    """Yield what the tasks (function, arguments...) return, in the order in which they end.
+
+    Raises:
+        RuntimeError: if a worker process dies. What a task raises is raised; those that have not begun are cancelled then.
+    """
+    waiting: set[Future[Any]] = {executor.submit(*task) for task in islice(tasks, _OUTSTANDING)}
+    try:
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+            waiting |= {executor.submit(*task) for task in islice(tasks, len(done))}
+    except BrokenExecutor as error:
+        raise RuntimeError(
+            "a worker process has died: killed for want of memory (use fewer workers), or never begun (a script needs "
+            '`if __name__ == "__main__":`); what is written stays'
+        ) from error
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _begin_worker() -> None:
+    """In a worker process: leave Ctrl-C to the parent, end when it ends, however it ends, and give memory back.
+
+    The C library keeps what was freed for each thread that has ever asked for memory, and Zarr has several of them: after
+    ten shards that is twice what one shard takes. All threads of a worker share one pool here.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if sys.platform == "linux":
+        limit = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+        if limit is not None:
+            limit(_M_ARENA_MAX, 1)
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
