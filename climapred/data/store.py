@@ -297,7 +297,7 @@ def _writing(path: Path, what: str) -> Iterator[None]:
 def shard_is_sound(file: Path, chunks: int) -> bool:
     """Return whether a shard has the bytes that were written: the CRC-32C of its index and of every chunk, none decoded.
 
-    Decoding all of it again would take twice as long as writing it. Layout: Zarr's sharding codec 1.0, the index (offset and
+    Decoding it all again would take almost half as long as writing it. Layout: Zarr's sharding codec 1.0, the index (offset and
     size of each of ``chunks`` chunks, then its CRC-32C) at the end, each chunk with its own CRC-32C behind it.
     """
     content = memoryview(file.read_bytes())

@@ -264,24 +264,6 @@ def test_autocast_keeps_the_memories_in_single_precision():
     torch.testing.assert_close(rounded_m, exact_m, rtol=0, atol=0.01)
 
 
-@every_cell
-def test_a_network_learns_a_moving_blob(cell):
-    torch.manual_seed(0)
-    network = predrnn(hidden=4, kernel=3, **cell)
-    rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")
-    blobs = torch.stack([torch.exp(-((rows - 2) ** 2 + (columns - time) ** 2) / 2) for time in range(1, 6)])[
-        None, :, None
-    ]
-    optimizer, losses = torch.optim.Adam(network.parameters(), lr=0.03), []
-    for _ in range(25):
-        loss = (network(blobs[:, :3], 2) - blobs[:, 3:]).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] / 2
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
