@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from climapred.models.predrnn import Decoupled, STLSTMCell, Zigzag, increment, predrnn, remember
 from climapred.models.recurrent import Layers
+from tests.models.literal import unrolled
 
 CHANNELS, FORCINGS, HIDDEN, HISTORY, SHAPE = 2, 1, 3, 2, (5, 6)
 ENCODER_FORECASTERS = [{"one_pass": False}, {"one_pass": False, "feedback": True}]
@@ -95,20 +96,8 @@ def layers_of(cell):
 
 def literal(network, frames, steps, future):
     """The forecast, frame by frame, and what was added to the memories at each step and layer."""
-    state, own, outputs = Literal(frames, len(layers_of(network.encoder))), None, []
-    readout = network.readout
-    cells, inputs = layers_of(network.encoder), list(frames.unbind(1))
-    if network.forecaster is not None:
-        for x in inputs:
-            state.step(cells, x)
-        cells, inputs = layers_of(network.forecaster), inputs[-1:]
-    for time in range(len(inputs) - 1 + steps):
-        seen = time < len(inputs)
-        x = inputs[time] if seen else torch.cat([own, future[:, time - len(inputs), CHANNELS:]], dim=1)
-        hidden = state.step(cells, x if network.feeds_back else None)
-        own = F.conv2d(hidden, readout.weight, readout.bias)
-        outputs.append(own)
-    return torch.stack(outputs[-steps:], dim=1), state.added
+    state = Literal(frames, len(layers_of(network.encoder)))
+    return unrolled(network, frames, steps, future, state.step, cells=layers_of), state.added
 
 
 def assert_same(found, wanted):

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from climapred.models.predrnn_pp import CausalLSTMCell, GradientHighway, predrnn_pp
+from tests.models.literal import unrolled
 
 CHANNELS, FORCINGS, HIDDEN, HISTORY, SHAPE = 2, 1, 3, 2, (5, 6)
 every_form = pytest.mark.parametrize("form", [{}, {"one_pass": False}, {"one_pass": False, "feedback": True}])
@@ -66,18 +67,7 @@ class Literal:
 
 
 def literal(network, frames, steps, future):
-    state, own, outputs = Literal(frames), None, []
-    cells, inputs, readout = network.encoder, list(frames.unbind(1)), network.readout
-    if network.forecaster is not None:
-        for x in inputs:
-            state.step(cells, x)
-        cells, inputs = network.forecaster, inputs[-1:]
-    for time in range(len(inputs) - 1 + steps):
-        seen = time < len(inputs)
-        x = inputs[time] if seen else torch.cat([own, future[:, time - len(inputs), CHANNELS:]], dim=1)
-        own = F.conv2d(state.step(cells, x if network.feeds_back else None), readout.weight, readout.bias)
-        outputs.append(own)
-    return torch.stack(outputs[-steps:], dim=1)
+    return unrolled(network, frames, steps, future, Literal(frames).step)
 
 
 @every_form
