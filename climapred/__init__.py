@@ -21,6 +21,7 @@ _HOMES = {
     "WindowDataset": "learning.dataset",
     "WindowLoader": "learning.loader",
     "adjacency_to_cf": "results.cf",
+    "animate": "results.animation",
     "check_cf": "results.cf",
     "chronological_split": "learning.windows",
     "climatology_forecast": "results.baselines",

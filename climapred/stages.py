@@ -402,7 +402,8 @@ def _forecast_maps(run: Run) -> Figures:
     wanted = np.array(run.recipe.maps.start_times, dtype="datetime64[ns]")
     fields = open_store(run.store)[run.variable]
     for model in run.recipe.models:
-        forecasts = open_forecast(run.forecast_path(model.name))[run.variable]
+        opened = open_forecast(run.forecast_path(model.name))
+        forecasts = opened[run.variable].assign_attrs(source=opened.attrs.get("source", model.name))
         for start in wanted if wanted.size else available[len(available) // 2 :][:1]:
             forecast = forecasts.sel(init_time=start)
             truth = fields.sel(time=forecast["valid_time"]).drop_vars("time").load()
@@ -421,6 +422,7 @@ def _score_maps(run: Run) -> Figures:
 
     with xr.open_dataset(run.out / "scores.nc") as stored:
         found = stored.load()
+    found.attrs["source"] = run.recipe.title or run.recipe.name
     yield "scores", lambda: plot_scores(found)
     yield "mae", lambda: plot_errors(found["mae_map"].mean("lead_time", keep_attrs=True))
 
@@ -440,6 +442,7 @@ def _correlation_maps(run: Run) -> Figures:
             adjacency = stored.load()
         for latitude, longitude in run.recipe.maps.points or (middle,):
             weights = correlation_map(adjacency, latitude, longitude)
+            weights.attrs["source"] = adjacency.attrs["source"]
 
             def draw(weights: xr.DataArray = weights, point: tuple[float, float] = (latitude, longitude)) -> Figure:
                 return plot_correlations(weights, point=point)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -48,10 +49,12 @@ def labelled(name: str, units: str) -> str:
 def moment(time: Any) -> str:
     """Return anything that pandas takes for a time, in UTC.
 
-    >>> import numpy as np
     >>> moment(np.datetime64("2014-01-17T06"))
     '2014-01-17 06 UTC'
     """
+    time = time.item() if isinstance(time, np.ndarray) and time.dtype.kind == "O" else time
+    if hasattr(time, "calendar"):  # cftime: a date that need not be one of ours
+        return f"{time.strftime('%Y-%m-%d %H:%M')} ({time.calendar})"
     stamp = pd.Timestamp(time)
     return stamp.strftime("%Y-%m-%d %H UTC" if stamp == stamp.floor("h") else "%Y-%m-%d %H:%M UTC")
 
@@ -74,6 +77,14 @@ def degrees(value: float, hemispheres: str) -> str:
     value = (value + 180) % 360 - 180 if hemispheres == "EW" else value
     letter = "" if value in (0, -180) else hemispheres[0] if value > 0 else hemispheres[1]
     return f"{abs(value):g}°{letter}"
+
+
+def circumstances(field: xr.DataArray) -> list[str]:
+    """Return start and lead of a field, as far as its scalar coordinates init_time and lead_time tell them."""
+    known: dict[str, Any] = {name: field[name].values for name in ("init_time", "lead_time") if name in field.coords}
+    single = {name: values for name, values in known.items() if values.ndim == 0}
+    start = [f"start {moment(single['init_time'])}"] if "init_time" in single else []
+    return start + ([f"lead {hours(pd.Timedelta(single['lead_time'][()]))}"] if "lead_time" in single else [])
 
 
 def origin(field: xr.DataArray) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import cartopy.crs as ccrs
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from matplotlib.collections import LineCollection
+from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.patheffects import withStroke
 
@@ -92,14 +93,20 @@ class Geography:
         width, height = np.ptp(self.edge, axis=0)
         return float(height / width)
 
-    def draw(self, axes: Any, values: Array, sides: Collection[str] = ("left", "bottom"), **scale: Any) -> Any:
-        """Draw a field (H, W) and return the mesh; ``sides`` get labels of degrees."""
+    @cached_property
+    def corners(self) -> Array:
+        """Corners of the cells, projected, shape (H + 1, W + 1, 2)."""
         longitude, latitude = np.meshgrid(self.grid.longitude_bounds, self.grid.latitude_bounds)
         corners = _project(self.projection, np.stack([longitude, latitude], axis=-1))
         if isinstance(self.projection, ccrs.Stereographic):
             corners[:, -1] = corners[:, 0]  # one and the same edge: a gap of a nanometre can be drawn as a line
+        return corners
+
+    def draw(self, axes: Any, values: Array, sides: Collection[str] = ("left", "bottom"), **scale: Any) -> Any:
+        """Draw a field (H, W) and return the mesh; ``sides`` get labels of degrees."""
         axes.set_boundary(Outline(self.edge))
-        mesh = axes.pcolormesh(corners[..., 0], corners[..., 1], values, rasterized=True, zorder=1, **scale)
+        x, y = np.moveaxis(self.corners, -1, 0)
+        mesh = axes.pcolormesh(x, y, values, rasterized=True, zorder=1, **scale)
         halo = [withStroke(linewidth=1.3, foreground="white", alpha=0.5)]
         for lines, style in (
             (self.graticule, {"linewidths": 0.4, "colors": "#55555566"}),
@@ -107,26 +114,46 @@ class Geography:
             (self.coast, {"linewidths": 0.6, "colors": "#222222", "path_effects": halo}),
         ):
             axes.add_collection(LineCollection(lines, capstyle="round", zorder=2, **style), autolim=False)
+        glow = [withStroke(linewidth=2.2, foreground="white", alpha=0.85)]
+        text: dict[str, Any] = {"fontsize": 6.5, "color": "#333333"}
         for label in self.labels:
             if label.side in (*sides, "round"):
-                axes.annotate(
-                    label.text, label.position, fontsize=6.5, color="#444444", path_effects=halo, **label.place
-                )
+                axes.annotate(label.text, label.position, path_effects=glow, zorder=4, **text, **label.place)
         axes.set_facecolor("#DDDDDD")  # where values are missing
         axes.spines["geo"].set(linewidth=0.6, edgecolor=PALE)
         (west, south), (east, north) = self.edge.min(axis=0), self.edge.max(axis=0)
         axes.set(xlim=(west, east), ylim=(south, north))
         return mesh
 
-    def isoline(self, axes: Any, values: Array, level: float) -> None:
-        """Draw where a field (H, W) crosses a level, dashed; nothing where it does not."""
-        if not values.min() < level < values.max():
+    def isoline(self, axes: Any, values: Array, level: float) -> Any:
+        """Draw where a field (H, W) crosses a level, dashed, and return the line; None where it does not.
+
+        A periodic field gets its seam as a column on either side, the mean of the columns that meet there: the line
+        runs to both edges of the map, and closes about a pole.
+        """
+        finite = values[np.isfinite(values)]
+        if not finite.size or not finite.min() < level < finite.max():
+            return None
+        columns = self.grid.longitude
+        if self.grid.periodic:
+            seam = values[:, [0, -1]].mean(axis=1, keepdims=True)
+            values = np.concatenate([seam, values, seam], axis=1)
+            columns = np.concatenate([self.grid.longitude_bounds[:1], columns, self.grid.longitude_bounds[-1:]])
+        longitude, latitude = np.meshgrid(columns, self.grid.latitude)
+        x, y = np.moveaxis(_project(self.projection, np.stack([longitude, latitude], axis=-1)), -1, 0)
+        style: dict[str, Any] = {"colors": "#1B2A6B", "linewidths": 0.8, "linestyles": "--", "zorder": 3}
+        return axes.contour(x, y, np.ma.masked_invalid(values), [level], **style)
+
+    def hatch(self, axes: Any, mask: Mask) -> None:
+        """Hatch the cells where ``mask`` (H, W) is true, to their very edges."""
+        if not mask.any():
             return
-        longitude, latitude = np.meshgrid(self.grid.longitude, self.grid.latitude)
-        points = _project(self.projection, np.stack([longitude, latitude], axis=-1))
-        axes.contour(
-            points[..., 0], points[..., 1], values, [level], colors="#1B2A6B", linewidths=0.8, linestyles="--", zorder=3
-        )
+        outlines = []
+        for row, first, stop in _runs(mask):
+            south, north = self.corners[row : row + 2, first : stop + 1]
+            outlines.append(Outline(np.concatenate([south, north[::-1], south[:1]]), closed=True))
+        area = Outline.make_compound_path(*outlines)
+        axes.add_patch(PathPatch(area, hatch="/////", facecolor="none", edgecolor="#33333399", linewidth=0, zorder=1.5))
 
     def place(self, point: tuple[float, float]) -> Array:
         """Return where a latitude and longitude lie in the projection, shape (2,).
@@ -139,6 +166,18 @@ class Geography:
         if not (south <= latitude <= north and longitude <= east):
             raise ValueError(f"point must be (latitude, longitude) inside {self.grid}, got {point}")
         return _project(self.projection, np.array([longitude, latitude]))
+
+
+def _runs(mask: Mask) -> Iterator[tuple[int, int, int]]:
+    """Yield row, first and past-the-last column of every run of true cells.
+
+    >>> list(_runs(np.array([[False, True, True], [True, False, True]])))
+    [(0, 1, 3), (1, 0, 1), (1, 2, 3)]
+    """
+    steps = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    rows, firsts = np.nonzero(steps == 1)
+    stops = np.nonzero(steps == -1)[1]
+    yield from zip(rows.tolist(), firsts.tolist(), stops.tolist(), strict=True)
 
 
 def from_antimeridian(field: xr.DataArray) -> xr.DataArray:

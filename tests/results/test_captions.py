@@ -1,10 +1,11 @@
 """The text in figures."""
 
+import cftime
 import numpy as np
 import pytest
 import xarray as xr
 
-from climapred.results.captions import degrees, displayed, moment, origin, quantity, units_of
+from climapred.results.captions import circumstances, degrees, displayed, moment, origin, quantity, units_of
 
 
 def field(name="t2m", value=280.0, **attrs) -> xr.DataArray:
@@ -40,3 +41,17 @@ def test_places_times_and_origins():
     assert moment(np.datetime64("2014-01-17T06:30")) == "2014-01-17 06:30 UTC"
     assert origin(field()) == "2 x 3 points"
     assert origin(field(source="ERA5" + "." * 100)) == "ERA5" + "." * 56 + ", 2 x 3 points"
+
+
+def test_circumstances_are_the_start_and_the_lead_that_a_field_has():
+    lead = np.timedelta64(36, "h")
+    dated = field().assign_coords(init_time=np.datetime64("2014-01-17"), lead_time=lead)
+    assert circumstances(dated) == ["start 2014-01-17 00 UTC", "lead +36 h"]
+    assert circumstances(dated.drop_vars("init_time")) == ["lead +36 h"]
+    assert circumstances(field().expand_dims(lead_time=[lead])) == []
+
+
+def test_dates_of_other_calendars_name_theirs():
+    assert moment(cftime.Datetime360Day(2014, 2, 30, 6)) == "2014-02-30 06:00 (360_day)"
+    dates = xr.DataArray(np.array(cftime.DatetimeNoLeap(2016, 2, 28), dtype=object))
+    assert moment(dates.values) == "2016-02-28 00:00 (noleap)"

@@ -341,3 +341,80 @@ def test_real_forecast_figure_is_fast_and_not_blank(tmp_path):
     shown = pixels(plot_forecast(truth, forecast, model="persistence"), tmp_path)
     assert time.process_time() - start < 3
     assert shown.std() > 0.1
+
+
+def test_without_a_truth_the_forecast_stands_alone():
+    figure = plot_forecast(None, pair()[1], model="ls_ntp")
+    assert len(meshes(figure)) == 3
+    assert bar_labels(figure) == ["2 metre temperature (°C)"]
+    assert figure.axes[2].get_title() == "+36 h, 2014-01-18 12 UTC"
+    assert not overlaps(figure)
+
+
+def test_grey_line_tells_model_data_start_lead_and_software():
+    truth, forecast = pair()
+    figure = plot_forecast(truth.assign_attrs(source="ERA5"), forecast.assign_attrs(source="ls_ntp (d6c41)"), model="x")
+    line = texts(figure)[-1]
+    assert line.startswith("ls_ntp (d6c41)  ·  ERA5, 9 x 13 points  ·  start 2014-01-17 00 UTC")
+    assert "climapred" in line
+    assert "start 2014-01-17 00 UTC  ·  lead +12 h" in texts(plot_field(forecast[1]))[-1]
+
+
+def hatches(figure):
+    return [
+        [patch for patch in axes.patches if patch.get_hatch()] for axes in figure.axes if hasattr(axes, "projection")
+    ]
+
+
+@pytest.mark.parametrize("name", ["america", "globe", "north"])
+def test_hatching_covers_the_cells_of_its_mask_and_no_others(name, regions):
+    mask = field(regions[name]) > float(field(regions[name]).quantile(0.6))
+    figure = plot_field(field(regions[name]), hatched=mask)
+    [[patch]] = hatches(figure)
+    path, projection = patch.get_path(), figure.axes[0].projection
+    outlines = path.to_polygons(closed_only=False)
+    latitude, longitude = np.meshgrid(mask.latitude, mask.longitude, indexing="ij")
+    centres = projection.transform_points(ccrs.PlateCarree(), longitude, latitude)[..., :2].reshape(-1, 2)
+    inside = np.any([matplotlib.path.Path(outline).contains_points(centres) for outline in outlines], axis=0)
+    away = np.abs(latitude.ravel()) < 87  # cells at a pole have no corner of their own
+    assert (inside == mask.values.ravel())[away].all()
+    assert any("hatched: not significant" in text for text in texts(figure))
+
+
+def test_nothing_is_hatched_where_all_is_significant_and_other_masks_are_refused():
+    assert hatches(plot_field(field(UK), hatched=field(UK) < 0)) == [[]]
+    with pytest.raises(ValueError, match=r"hatched must be bool on Grid\(9 x 13.*got float64 on Grid\(9 x 13"):
+        plot_field(field(UK), hatched=field(UK))
+    with pytest.raises(ValueError, match=r"hatched must be bool on Grid\(9 x 13.*got bool on Grid\(8 x 13"):
+        plot_field(field(UK), hatched=(field(UK) > 0)[1:])
+
+
+def test_skill_maps_diverge_round_zero_and_are_hatched_model_by_model():
+    skill = xr.concat(
+        [field(UK, base=-11.0), field(UK, base=5.0)], pd.Index(["a", "b"], name="model"), coords="minimal"
+    )
+    skill = (skill / 20).assign_attrs(units="1")
+    mask = skill.isel(model=[1, 0]) > 0  # another order of the models
+    figure = plot_errors(skill, score="Skill against climatology", centre=0.0, cmap="BrBG", hatched=mask)
+    mesh = meshes(figure)[0]
+    assert (mesh.norm.vmin, mesh.cmap.name) == (-mesh.norm.vmax, "BrBG")
+    assert [len(found) for found in hatches(figure)] == [int((skill[0] > 0).any()), 1]
+    assert bar_labels(figure) == ["Skill against climatology"]
+    assert "−" in figure.axes[0].get_title()
+
+
+@pytest.mark.parametrize("name", ["north", "globe"])
+def test_freezing_line_runs_across_the_seam(name, regions):
+    # Zonal values: the line is a parallel, closed about the pole, and from edge to edge of a global map.
+    grid = regions[name]
+    zonal = field(grid) * 0 + 273.15 + (60.1 - np.abs(xr.DataArray(grid.latitude, {"latitude": grid.latitude})))
+    axes = plot_field(zonal.assign_attrs(units="K")).axes[0]
+    middle = axes.projection.proj4_params["lon_0"]
+    (line,) = [c for c in axes.collections if type(c).__name__ == "GeoContourSet"]
+    for path in line.get_paths()[0]._iter_connected_components():
+        points = path.vertices
+        if name == "north":
+            np.testing.assert_allclose(points[0], points[-1], atol=1)
+        else:
+            edge = axes.projection.transform_point(middle + 179.999, 60.1, ccrs.PlateCarree())[0]
+            assert np.abs(points[:, 0]).max() == pytest.approx(edge, rel=0.01)
