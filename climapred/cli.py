@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from climapred.learning.artefact import TrainedModel
 
 app = typer.Typer(
     help="Gridded weather forecasting: raw files to tensors, trained models, CF forecasts, scores and maps.",
@@ -344,6 +349,91 @@ def plot(
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         _fail(error)
     typer.echo(f"{path}: written")
+
+
+@app.command()
+def forecast(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="folder of a trained model, such as OUT/models/NAME")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="NetCDF, GRIB, Zarr, or a store of tensors")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="a file .nc or a folder .zarr; {start} in its name: one for each start time"),
+    ],
+    start: Annotated[
+        str,
+        typer.Option(metavar="TIME", help="latest, TIME, TIME/TIME or TIME/to/TIME/by/STEP; a TIME is 2014-02-27T18"),
+    ] = "latest",
+    steps: Annotated[int | None, typer.Option(min=1, help="leads of a forecast; default: as many as trained")] = None,
+    regrid: Annotated[
+        Literal["conservative", "bilinear", "nearest"] | None, typer.Option(help="bring DATA to the model's grid")
+    ] = None,
+    also: Annotated[
+        list[Path] | None, typer.Option("--with", metavar="MODEL", help="a further model as member; may be repeated")
+    ] = None,
+    members: Annotated[int, typer.Option(min=1, help="of an ensemble of perturbed initial fields")] = 1,
+    amplitude: Annotated[float, typer.Option(help="of perturbations, in standard deviations of the anomalies")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="of perturbations")] = 0,
+    select: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="GRIB messages to take; may be repeated")
+    ] = None,
+    largest_error: Annotated[
+        float | None, typer.Option(help="pack to 16 bits so that no value changes by more, in its units")
+    ] = None,
+    complevel: Annotated[int, typer.Option(min=0, max=9, help="compression")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT if it holds something else")] = False,
+) -> None:
+    """Forecast with a trained model from new data, into CF files. Interrupted, it goes on where it stopped."""
+    from climapred.data.sources import source_identity
+    from climapred.learning.artefact import load_model
+    from climapred.learning.ensemble import Perturbation
+    from climapred.learning.new_data import forecast_batches, open_fields, start_times
+    from climapred.results.cf_stream import write_forecasts
+
+    console, chosen = Console(stderr=True), _parse_select(select or ())
+    try:
+        perturbation = Perturbation(members, amplitude, seed=seed) if members > 1 else None
+        trained = [load_model(path) for path in (model, *(also or ()))]
+        fields = [open_fields(one, data, regrid_method=regrid, select=chosen or None) for one in trained]
+        starts = [start_times(one, its["time"].values, start) for one, its in zip(trained, fields, strict=True)]
+        settings = [steps, regrid, chosen, str(perturbation), largest_error, complevel, source_identity(data)]
+        written = write_forecasts(
+            lambda missing: forecast_batches(trained, fields, missing, steps=steps, perturbation=perturbation),
+            starts[0],
+            out,
+            describe=_describe_forecast(trained),
+            identity=json.dumps([*(one.identity() for one in trained), *settings]),
+            overwrite=overwrite,
+            progress=lambda done, total: console.print(f"forecast: {done} of {total} start times"),
+            largest_error=largest_error,
+            complevel=complevel,
+        )
+    except (ValueError, OSError, ImportError) as error:
+        _fail(error)
+    for path in written:
+        typer.echo(f"{path}: written")
+
+
+def _describe_forecast(models: Sequence[TrainedModel]) -> Callable[..., xr.Dataset]:
+    """Return what makes CF of the forecasts of models, with the command that was given as their history."""
+    import shlex
+    from datetime import UTC, datetime
+    from functools import partial
+    from importlib.metadata import version
+
+    from climapred.results.cf import to_cf
+
+    made = ", ".join(f"{one.architecture} {one.name!r} ({one.identity()})" for one in models)
+    command = shlex.join(["climapred", *sys.argv[1:]])
+    return partial(
+        to_cf,
+        source=f"climapred {version('climapred')}: {made}",
+        title=f"Forecasts of {', '.join(one.name for one in models)}",
+        history=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}: {command}",
+        attributes={
+            "model": ", ".join(one.name for one in models),
+            "model_identity": ", ".join(one.identity() for one in models),
+        },
+    )
 
 
 def _fail(error: Exception) -> NoReturn:

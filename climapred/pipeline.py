@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from rich.console import Console
 
@@ -31,6 +32,7 @@ from climapred.grid import Grid, ReducedGrid
 from climapred.learning.order import Share
 from climapred.learning.windows import time_step
 from climapred.recipe import GridRecipe, Recipe, RecipeError, dump_recipe, load_recipe, located
+from climapred.results.baselines import BASELINES
 from climapred.stages import Run
 
 Stage = Literal["build", "train", "forecast", "evaluate", "maps"]
@@ -188,15 +190,27 @@ def _follow(task: Run) -> list[str]:
 
 
 def report(out: str | Path) -> str:
-    """Return the scores of a run as a table, and where everything is."""
+    """Return the scores of a run as a table, which of them cannot be told apart from the best, and where everything is."""
     from climapred.results.evaluate import format_table, summary
 
     out, lines = Path(out), []
     if (out / "scores.nc").exists():
         with xr.open_dataset(out / "scores.nc") as scores:
-            lines += [format_table(summary(scores.load())), ""]
-    known = ("scores.csv", "forecasts/*.nc", "correlations/*.nc", "models/*/model.json", "maps/*.png")
+            table = summary(scores.load()).drop(columns=["acc_area", "ssim", "psnr"], errors="ignore")
+        lines += [format_table(table), ""]
+    if (out / "comparison_mean.csv").exists():
+        lines += [_said(pd.read_csv(out / "comparison_mean.csv")), ""]
+    known = ("report.html", "*.csv", "forecasts/*.nc", "correlations/*.nc", "models/*/model.json", "maps/*.png")
     return "\n".join(lines + [str(path) for pattern in known for path in sorted(out.glob(pattern))])
+
+
+def _said(comparison: pd.DataFrame) -> str:
+    """Return which models are as good as the best one, as far as the start times tell (``results.significance``)."""
+    named = {note: ", ".join(comparison["model"][comparison["note"] == note]) for note in set(comparison["note"])}
+    text = f"least RMSE (area-weighted): {named['reference']}; "
+    if alike := named.get("not distinguishable"):
+        return text + f"not distinguishable from it (95 %, block bootstrap over start times): {alike}"
+    return text + "every other one is worse (95 %, block bootstrap over start times)"
 
 
 def check(recipe: Recipe, path: str | Path) -> None:
@@ -306,10 +320,13 @@ def _units(run: Run) -> Iterator[Unit]:
         fingerprint = _fingerprint(name, known, window, stride, title)
         work = partial(stages.forecast_baseline, run, name)
         yield Unit("forecast", f"forecast {name}", fingerprint, (run.forecast_path(name),), work)
-    scores = _fingerprint("scores", known, forecasts)
+    further = [name for name in recipe.forecast.baselines if name not in BASELINES]  # the others are scored always
+    scores = _fingerprint("scores", known, forecasts, further, _plain(recipe.scores))
     yield Unit("evaluate", "scores", scores, (out / "scores.nc", out / "scores.csv"), partial(stages.evaluate, run))
     maps = _fingerprint("maps", scores, forecasts, _plain(recipe.maps))
     yield Unit("maps", "maps", maps, (out / "maps",), partial(stages.maps, run))
+    page = _fingerprint("report", maps, known, trained, _plain(recipe))  # it shows the recipe
+    yield Unit("maps", "report", page, (out / "report.html",), partial(stages.report, run))
 
 
 def _is_finished(unit: Unit, finished: dict[str, str | None]) -> bool:
@@ -385,7 +402,13 @@ def _remove_outputs(run: Run) -> None:
     """Remove what runs left; the journal first, so that it does not vouch for what is half removed."""
     out = run.out
     with locked(out / f".{run.store.name}.lock", f"parts of the tensors in {out} are being built; wait for them"):
-        for name in ("journal.jsonl", "scores.nc", "scores.csv"):
+        for name in (
+            "journal.jsonl",
+            "scores.nc",
+            "scores.csv",
+            "report.html",
+            *(f"{n}.csv" for n in stages.SCORE_TABLES),
+        ):
             (out / name).unlink(missing_ok=True)
         for name in _OUTPUTS:
             for suffix in ("", ".partial", ".partial.new", ".partial.trash", ".old", ".old.trash"):

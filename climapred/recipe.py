@@ -224,7 +224,7 @@ class ModelRecipe(_Section):
 
 def _distinct_names(models: tuple[ModelRecipe, ...]) -> tuple[ModelRecipe, ...]:
     names = [model.name for model in models]
-    taken = {"persistence", "climatology", "damped"}
+    taken = {"persistence", "climatology", "damped", "same_hour", "eof_regression"}
     if clash := sorted({name for name in names if names.count(name) > 1 or name in taken}):
         raise ValueError(f"models need names of their own, other than the baselines' ones: {', '.join(clash)}")
     return models
@@ -275,7 +275,26 @@ class ForecastRecipe(_Section):
     """Every how many test windows are forecast, and the baselines that are written as files too."""
 
     stride: int = Field(1, ge=1)
-    baselines: Annotated[tuple[Literal["persistence", "climatology", "damped"], ...], BeforeValidator(_as_tuple)] = ()
+    baselines: Annotated[
+        tuple[Literal["persistence", "climatology", "damped", "same_hour", "eof_regression"], ...],
+        BeforeValidator(_as_tuple),
+    ] = ()
+
+
+class ExternalRecipe(_Section):
+    """Forecasts that others made, for comparison: regridded, and matched in time; see ``results.external``."""
+
+    path: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    variable: str | None = None
+    method: Literal["nearest", "bilinear", "conservative"] = "bilinear"
+    max_delay_hours: Real = Field(0.0, ge=0)
+
+
+class ScoresRecipe(_Section):
+    """Boxes (south, north, west, east) that are scored by themselves, and forecasts of others that are scored beside ours."""
+
+    regions: dict[Name, Annotated[tuple[float, float, float, float], BeforeValidator(_as_tuple)]] = {}
+    external: dict[Name, ExternalRecipe] = {}
 
 
 class MapsRecipe(_Section):
@@ -305,6 +324,7 @@ class Recipe(_Section):
     training: TrainingRecipe = TrainingRecipe()
     loader: LoaderRecipe = LoaderRecipe()
     forecast: ForecastRecipe = ForecastRecipe()
+    scores: ScoresRecipe = ScoresRecipe()
     maps: MapsRecipe = MapsRecipe()
 
 

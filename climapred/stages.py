@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from climapred import testing
 from climapred.data.build import Source, Target, build_store, finish_parts, repair_store
+from climapred.data.regrid import regrid
+from climapred.data.sources import open_source
 from climapred.data.statistics import training_statistics
 from climapred.data.store import open_statistics, open_store, write_statistics
 from climapred.grid import Grid, cell_areas
 from climapred.learning.order import Share
 from climapred.learning.windows import Split, Window, chronological_split, refuse_leaks, time_step
 from climapred.recipe import GridRecipe, ModelRecipe, Recipe, SampleRecipe
+from climapred.results.baselines import BASELINES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +39,10 @@ if TYPE_CHECKING:
 
 Times = npt.NDArray[np.datetime64]
 Figures = Iterator[tuple[str, Callable[[], "Figure"]]]
+
+SCORE_TABLES = ("scores_seasons", "scores_regions", "scores_paper", "comparison", "comparison_mean")
+
+_MODES = 60  # patterns of the regression in EOF space, where there are times enough to fit them
 
 
 @dataclass(frozen=True)
@@ -302,18 +309,22 @@ def forecast_model(run: Run, name: str) -> None:
     """Forecast from every test window, and write the learned adjacency of models that have one."""
     from climapred.learning.artefact import load_model
     from climapred.learning.forecast import rollout
-    from climapred.results.cf import adjacency_to_cf, write_netcdf
+    from climapred.results.cf import adjacency_to_cf, to_cf, write_netcdf
+    from climapred.results.cf_stream import write_forecasts
 
     model, fields = load_model(run.out / "models" / name), open_store(run.store)
-    starts, _ = run.forecast_times()
-    parts: list[xr.Dataset] = []
-    with run.progress(f"forecast: {name}") as progress:
-        for part in rollout(model, fields, starts, precision=run.recipe.training.precision):
-            parts.append(part)
-            progress(sum(p.sizes["init_time"] for p in parts), len(starts))
-    whole = xr.concat(parts, dim="init_time", join="exact", coords="minimal", compat="override", data_vars="minimal")
     origin = f"{_version()}: {model.architecture} {name!r} ({model.identity()})"
-    _write_forecast(run, name, whole, origin)
+    run.forecast_path(name).parent.mkdir(exist_ok=True)
+    with run.progress(f"forecast: {name}") as progress:
+        write_forecasts(
+            lambda missing: rollout(model, fields, missing, precision=run.recipe.training.precision),
+            run.forecast_times()[0],
+            run.forecast_path(name),
+            describe=partial(to_cf, source=origin, title=_title(run, name)),
+            identity=f"{origin} {_title(run, name)} {run.window} {run.recipe.training.precision}",
+            overwrite=True,
+            progress=progress,
+        )
     weights = model.adjacency()
     if weights is None:  # a model of this name may have had one before
         (run.out / "correlations" / f"{name}.nc").unlink(missing_ok=True)
@@ -331,9 +342,12 @@ def forecast_baseline(run: Run, name: str) -> None:
 def _write_forecast(run: Run, name: str, forecast: xr.Dataset, origin: str) -> None:
     from climapred.results.cf import to_cf, write_netcdf
 
-    title = f"{run.recipe.title or run.recipe.name}: forecasts of {name}"
     run.forecast_path(name).parent.mkdir(exist_ok=True)
-    write_netcdf(to_cf(forecast, source=origin, title=title), run.forecast_path(name))
+    write_netcdf(to_cf(forecast, source=origin, title=_title(run, name)), run.forecast_path(name))
+
+
+def _title(run: Run, name: str) -> str:
+    return f"{run.recipe.title or run.recipe.name}: forecasts of {name}"
 
 
 def _baseline(run: Run, name: str) -> xr.Dataset:
@@ -345,28 +359,84 @@ def _baseline(run: Run, name: str) -> xr.Dataset:
         return baselines.persistence(fields, starts, leads)
     if name == "climatology":
         return baselines.climatology_forecast(known, starts, leads)
+    if name == "same_hour":
+        return baselines.same_hour(fields, starts, leads)
     start, stop = run.split(fields["time"].values).train
-    correlation = baselines.lag_correlation(fields.isel(time=slice(start, stop)), known, leads)
+    training = fields.isel(time=slice(start, stop))
+    if name == "eof_regression":
+        cells = fields.sizes["latitude"] * fields.sizes["longitude"]
+        fitted = baselines.eof_regression(training, known, leads, modes=min(_MODES, cells, (stop - start) // 4))
+        return baselines.eof_regression_forecast(fields, known, fitted, starts, leads)
+    correlation = baselines.lag_correlation(training, known, leads)
     return baselines.damped_persistence(fields, known, correlation, starts, leads)
 
 
-def evaluate(run: Run) -> None:
-    """Score every model and every baseline on the same test windows."""
-    from climapred.results.baselines import BASELINES
-    from climapred.results.cf import write_netcdf
-    from climapred.results.evaluate import error_sums, score_table, scores
+def _external(run: Run, name: str) -> xr.Dataset:
+    """Return the forecasts of others, on the grid and at the times of ours."""
+    from climapred.results.external import external_forecast
 
-    truth = open_store(run.store)[run.variable]
-    names = [*(model.name for model in run.recipe.models), *BASELINES]
-    sums = {}
+    recipe, grid = run.recipe.scores.external[name], Grid.of(open_store(run.store))
+    opened = open_source(recipe.path, variables=[recipe.variable or run.variable])
+    starts, leads = run.forecast_times()
+    return external_forecast(
+        regrid(opened, grid, recipe.method),
+        run.variable,
+        grid,
+        init_times=starts,
+        lead_times=leads,
+        name=recipe.variable,
+        max_delay=np.timedelta64(round(3600 * recipe.max_delay_hours), "s"),
+    )
+
+
+def evaluate(run: Run) -> None:
+    """Score every model and every baseline on the same test windows: over all, by season, by region, and how surely."""
+    from climapred.results.cf import write_netcdf
+    from climapred.results.evaluate import check_truth, paper_table, region_scores, score_table, scores, season_scores
+    from climapred.results.metrics import PAPER_RANGES, WINDOW
+    from climapred.results.significance import FEWEST_STARTS, comparison_table, error_series
+    from climapred.results.sums import error_sums
+
+    truth, known, regions = open_store(run.store)[run.variable], open_statistics(run.store), run.recipe.scores.regions
+    names, references, sums, errors = _scored_names(run), [*BASELINES], {}, {}
+    ranges = PAPER_RANGES if min(truth.sizes["latitude"], truth.sizes["longitude"]) >= WINDOW else None
     with run.progress("evaluate: models") as progress:
-        for count, name in enumerate(names, start=1):
-            forecast = _baseline(run, name) if name in BASELINES else open_forecast(run.forecast_path(name))
-            sums[name] = error_sums(forecast[run.variable], truth)
+        for count, (name, make) in enumerate(names.items(), start=1):
+            forecast = make(run, name)[run.variable]
+            if count == 1:
+                check_truth(truth, forecast["valid_time"])
+            sums[name] = error_sums(forecast, truth, statistics=known, data_range=ranges, by_season=True)
+            errors[name] = error_series(forecast, truth)
             progress(count, len(names))
-    found = scores(sums)
+    references += [name for name in names if name not in BASELINES and name not in {m.name for m in run.recipe.models}]
+    found = scores(sums, references=references)
     write_netcdf(found, run.out / "scores.nc")
-    write_text(run.out / "scores.csv", score_table(found).to_csv(index=False))
+    tables = {"scores": score_table(found), "scores_seasons": score_table(season_scores(sums, references=references))}
+    if regions:
+        tables["scores_regions"] = score_table(region_scores(sums, regions, references=references))
+    if ranges:
+        tables["scores_paper"] = paper_table(found)
+    if len(run.forecast_times()[0]) >= FEWEST_STARTS:
+        tables["comparison"] = comparison_table(errors)
+        tables["comparison_mean"] = comparison_table(errors, average=True)
+    for name in (*SCORE_TABLES, "scores"):  # the table that others rely on comes last
+        (run.out / f"{name}.csv").unlink(missing_ok=True)
+        if name in tables:
+            write_text(run.out / f"{name}.csv", tables[name].to_csv(index=False))
+
+
+def _scored_names(run: Run) -> dict[str, Callable[[Run, str], xr.Dataset]]:
+    """Return what is scored, and how its forecasts are had."""
+    further = [name for name in run.recipe.forecast.baselines if name not in BASELINES]
+    return {
+        **{model.name: _written for model in run.recipe.models},
+        **dict.fromkeys((*BASELINES, *further), _baseline),
+        **dict.fromkeys(run.recipe.scores.external, _external),
+    }
+
+
+def _written(run: Run, name: str) -> xr.Dataset:
+    return open_forecast(run.forecast_path(name))
 
 
 def open_forecast(path: Path) -> xr.Dataset:
@@ -392,6 +462,15 @@ def maps(run: Run) -> None:
             save_figure(draw(), unfinished / f"{name}.png")
             progress(count, len(figures))
     unfinished.rename(folder)
+
+
+def report(run: Run) -> None:
+    """Write the page that shows all of the run."""
+    from climapred.results.report import write_report
+
+    with run.progress("maps: report") as progress:
+        write_report(run.out)
+        progress(1, 1)
 
 
 def _forecast_maps(run: Run) -> Figures:

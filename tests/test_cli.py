@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from climapred.data.regrid import regrid
 from climapred.grid import Grid
 from climapred.models import MODELS
 from climapred.models.cost import cost
+from climapred.results.cf import from_cf
 from climapred.testing import synthetic_temperature, write_grib, write_ncep
 
 CATALOGS = Path(__file__).parents[1] / "catalogs"
@@ -379,3 +381,167 @@ def test_models_errors_are_clear(options, message):
     code, _, err = climapred("models", *options)
     assert code in (1, 2)
     assert message in plain(err)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["field", "RUN", "--time", "2001-10-11T12", "--region", 30, 60, 200, 270], "field.png"),
+        (["forecast", "RUN", "--model", "graph", "--lead", 6, "--lead", 12], "forecast.pdf"),
+        (["errors", "RUN", "--against", "climatology"], "skill.svg"),
+        (["scores", "RUN/scores.csv", "--score", "rmse", "--score", "skill_damped"], "scores.png"),
+        (["correlations", "RUN", "--at", "40N", "100W"], "place.png"),
+        (["animation", "RUN", "--model", "conv", "--start", "2001-10-11T12"], "film.gif"),
+    ],
+)
+def test_plot_draws_every_kind_from_a_run(finished_run, tmp_path, options, name):
+    options = [str(option).replace("RUN", str(finished_run.out)) for option in options]
+    out = tmp_path / name
+    assert climapred("plot", *options, "-o", out) == (0, f"{out}: written\n", "")
+    magic = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml", "gif": b"GIF89a"}[out.suffix[1:]]
+    assert out.read_bytes().startswith(magic)
+
+
+def test_plot_takes_files_of_other_authors_and_names_its_file(tmp_path, monkeypatch):
+    path = write_ncep(synthetic_temperature(periods=4).fields, tmp_path)[0]  # names lat and lon, north first, degK
+    monkeypatch.chdir(tmp_path)
+    assert climapred("plot", "field", path, "--title", "A map") == (0, "field.png: written\n", "")
+    assert (tmp_path / "field.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["field", "FILE", "-v", "t2m"], "variable 't2m' cannot be taken from FILE, which has only: air"),
+        (["field", "FILE", "--time", "1999-01-01"], "FILE has no time 1999-01-01; it holds 8"),
+        (["field", "FILE", "--region", 0, 1, 0, 1], "must hold 2 x 2 points or more of Grid"),
+        (["field", "FILE", "-o", "x.jpg"], "path must end in .png, .pdf or .svg, got 'x.jpg'"),
+        (["field", "FILE", "-o", "nowhere/x.png"], "nowhere/x.png cannot be written: there is no folder nowhere"),
+        (["field", "absent.nc"], "no file matches 'absent.nc'"),
+        (["forecast", "FILE"], "FILE is no forecast: it needs lead times"),
+        (
+            ["correlations", "FILE", "--at", "Chicago", "Illinois"],
+            "a place is a latitude and a longitude such as 40N 100W",
+        ),
+        (["correlations", "FILE", "--at", "40N", "100W"], "adjacency must hold 'weight'"),
+        (["scores", "FILE"], "FILE holds no scores"),
+        (["animation", "FILE", "-o", "x.avi"], "path of an animation must end in .gif or .mp4, got 'x.avi'"),
+    ],
+)
+def test_plot_errors_are_one_clear_line(tmp_path, monkeypatch, options, message):
+    path = write_ncep(synthetic_temperature(periods=8).fields, tmp_path)[0]
+    monkeypatch.chdir(tmp_path)
+    code, out, err = climapred("plot", *(str(option).replace("FILE", str(path)) for option in options))
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert message.replace("FILE", str(path)) in err
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def forecast_of(run, *arguments, model="conv"):
+    """Call ``climapred forecast`` with a model of the finished run."""
+    return climapred("forecast", run.out / "models" / model, *arguments)
+
+
+def newest_sample(run):
+    return sorted((run.out / "sample").glob("*.nc"))[-1]
+
+
+def test_forecast_from_new_data(finished_run, tmp_path):
+    out = tmp_path / "latest.nc"
+    data = tmp_path / "new.nc"  # on the model's grid, other habits: descending, degrees Celsius
+    regridded = tmp_path / "regridded.nc"
+    grid = ("--grid", "10", "--region", 20, 70, 180, 290, "--variables", "air")
+    assert climapred("regrid", newest_sample(finished_run), regridded, *grid)[0] == 0
+    with xr.open_dataset(regridded) as stored:
+        other = (stored[["air"]] - 273.15).isel(lat=slice(None, None, -1))
+        other["air"].attrs["units"] = "degC"
+        other.to_netcdf(data)
+    code, printed, err = forecast_of(finished_run, data, "-o", out, "--steps", 3)
+    assert (code, printed, err) == (0, f"{out}: written\n", "forecast: 1 of 1 start times\n")
+    with xr.open_dataset(out) as written, xr.open_dataset(regridded) as stored:
+        last = stored["time"].values[-1]
+        assert written["forecast_reference_time"].values == last
+        np.testing.assert_array_equal(written["time"], last + np.array([6, 12, 18]) * np.timedelta64(1, "h"))
+        assert abs(written["air"].mean() - stored["air"].isel(time=-1).mean()) < 10
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ: climapred .*", written.attrs["history"])
+        assert re.fullmatch(r"climapred \S+: convlstm 'conv' \(\w+\)", written.attrs["source"])
+        assert written.attrs["model"] == "conv"
+    if shutil.which("cdo"):
+        stamps = subprocess.run(["cdo", "-s", "showtimestamp", str(out)], capture_output=True, text=True).stdout.split()
+        assert stamps == [f"{time}"[:19] for time in last + np.array([6, 12, 18]) * np.timedelta64(1, "h")]
+
+
+def test_forecast_is_what_the_run_forecast(finished_run, tmp_path):
+    """From the run's own store, at the start times of the run's own forecasts."""
+    with xr.open_dataset(finished_run.out / "forecasts/conv.nc") as stored:
+        expected = from_cf(stored).load()
+    starts = "/".join(str(start)[:16] for start in expected["init_time"].values)
+    out = tmp_path / "all.zarr"
+    code, _, err = forecast_of(finished_run, finished_run.out / "tensors.zarr", "-o", out, "--start", starts)
+    assert (code, f"{len(expected['init_time'])} start times" in err) == (0, True)
+    with xr.open_zarr(out, consolidated=False) as written:
+        np.testing.assert_allclose(from_cf(written)["air"], expected["air"], rtol=0, atol=1e-3)
+    again = forecast_of(finished_run, finished_run.out / "tensors.zarr", "-o", out, "--start", starts)
+    assert again == (0, f"{out}: written\n", "")  # nothing to do
+
+
+def test_forecast_of_an_ensemble_a_file_for_each_start(finished_run, tmp_path):
+    options = ("--members", 2, "--with", finished_run.out / "models/graph", "--largest-error", 0.01)
+    place = tmp_path / "e_{start}.nc"
+    start = ("--start", "2001-10-11/to/2001-10-11T12/by/12h")
+    code, printed, _ = forecast_of(finished_run, finished_run.out / "tensors.zarr", "-o", place, *start, *options)
+    paths = [tmp_path / f"e_20011011T{hour}00.nc" for hour in ("00", "12")]
+    assert (code, printed.split()[::2]) == (0, [f"{path}:" for path in paths])
+    with xr.open_dataset(paths[1]) as written:
+        assert written["air"].dims == ("time", "realization", "latitude", "longitude")
+        assert written.sizes["realization"] == 4
+        assert written["air"].attrs["largest_packing_error"] <= 0.01
+        assert written.attrs["model"] == "conv, graph"
+        assert len(np.unique(written["air"].isel(time=0).mean(["latitude", "longitude"]))) == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ("sample/*.nc", [], "error: model conv is for Grid(6 x 12, 20..70 N, 180..290 E), the data are on Grid("),
+        ("tensors.zarr", ["--start", "1999-01-01"], "error: no field at 1999-01-01T00:00 (1 of 1 start times are not "),
+        (
+            "tensors.zarr",
+            ["--start", "2001-01-01T06"],
+            "error: model conv needs 3 frames, 6 h apart, up to 2001-01-01T06",
+        ),
+        ("tensors.zarr", ["--start", "soon"], "error: start times are latest, TIME, TIME/TIME or "),
+        ("absent.nc", [], "error: no file matches "),
+        ("scores.nc", [], "error: variable 'air' cannot be taken from "),
+        (
+            "tensors.zarr",
+            ["--amplitude", "-1", "--members", "2"],
+            "error: amplitude of a perturbation must be 0 or more",
+        ),
+    ],
+)
+def test_forecast_errors_are_one_clear_line(finished_run, tmp_path, data, options, message):
+    code, out, err = forecast_of(finished_run, finished_run.out / data, "-o", tmp_path / "out.nc", *options)
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert err.startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_forecast_of_data_of_another_step(finished_run, tmp_path):
+    with xr.open_zarr(finished_run.out / "tensors.zarr", consolidated=False) as stored:
+        daily = stored[["air"]].isel(time=slice(None, 80, 4)).load().drop_encoding()
+        daily.drop_attrs(deep=False).to_netcdf(tmp_path / "daily.nc")
+    code, _, err = forecast_of(finished_run, tmp_path / "daily.nc", "-o", tmp_path / "out.nc")
+    assert code == 1
+    assert "needs 3 frames, 6 h apart, up to a start time; no time has them: the data hold 20 times" in err
+    assert "24 h apart" in err
+
+
+def test_forecast_regrids_on_request(finished_run, tmp_path):
+    data = finished_run.out / "sample/*.nc"
+    code, _, err = forecast_of(finished_run, data, "-o", tmp_path / "out.nc", "--regrid", "conservative")
+    assert (code, err) == (0, "forecast: 1 of 1 start times\n")
+    code, _, err = forecast_of(finished_run, data, "-o", tmp_path / "out.nc", "--regrid", "bilinear")
+    assert code == 1
+    assert "holds something else, or forecasts of another model, other data" in err
+    assert forecast_of(finished_run, data, "-o", tmp_path / "out.nc", "--regrid", "bilinear", "--overwrite")[0] == 0

@@ -25,7 +25,7 @@ from climapred.testing import synthetic_temperature, write_era5_grib, write_grib
 BUILD = ["sample", "tensors", "statistics"]
 TRAIN = ["train graph", "train conv"]
 FORECAST = ["forecast graph", "forecast conv", "forecast damped"]
-ALL = [*BUILD, *TRAIN, *FORECAST, "scores", "maps"]
+ALL = [*BUILD, *TRAIN, *FORECAST, "scores", "maps", "report"]
 
 
 def run(tiny, *overrides, **options) -> list[str]:
@@ -64,6 +64,10 @@ def test_a_run_writes_what_the_house_says(finished_run):
         "forecasts/damped.nc",
         "scores.nc",
         "scores.csv",
+        "scores_seasons.csv",
+        "comparison.csv",
+        "comparison_mean.csv",
+        "report.html",
         "correlations/graph.nc",
         "maps/scores.png",
         "maps/mae.png",
@@ -127,7 +131,7 @@ def test_baselines_are_scored_on_the_same_windows(finished_run):
     table = pd.read_csv(finished_run.out / "scores.csv")
     assert table.columns.tolist() == [
         *("model", "lead_hours", "mae", "rmse", "bias", "mae_area", "rmse_area", "bias_area"),
-        *("skill_persistence", "skill_climatology", "skill_damped"),
+        *("skill_persistence", "skill_climatology", "skill_damped", "acc", "acc_area"),
     ]
     assert table["model"].unique().tolist() == ["graph", "conv", "persistence", "climatology", "damped"]
     assert table.groupby("model")["lead_hours"].apply(list).map(tuple).unique().tolist() == [(6.0, 12.0)]
@@ -137,6 +141,32 @@ def test_baselines_are_scored_on_the_same_windows(finished_run):
         later = truth.sel(time=starts + np.timedelta64(hours, "h")).values
         row = table[(table["model"] == "persistence") & (table["lead_hours"] == hours)]
         np.testing.assert_allclose(row["mae"].item(), abs(truth.sel(time=starts).values - later).mean(), rtol=1e-6)
+
+
+def test_further_baselines_regions_and_forecasts_of_others(tiny_run, finished_run):
+    """Another baseline, and a file of the damped one in the place of somebody else's forecasts: it has the same scores."""
+    shutil.copy(finished_run.out / "forecasts/damped.nc", tiny_run.out.parent / "theirs.nc")
+    others = f"scores.external={{theirs: {{path: {tiny_run.out.parent / 'theirs.nc'}}}}}"
+    overrides = ("forecast.baselines=[damped, same_hour, eof_regression]", "scores.regions={west: [30, 60, 180, 240]}")
+    assert run(tiny_run, *overrides, others, until="evaluate") == [
+        "forecast same_hour",
+        "forecast eof_regression",
+        "scores",
+    ]
+    table = pd.read_csv(tiny_run.out / "scores.csv").set_index(["model", "lead_hours"])
+    assert {"skill_same_hour", "skill_eof_regression", "skill_theirs"} <= set(table.columns)
+    np.testing.assert_allclose(table.loc["theirs"].astype(float), table.loc["damped"].astype(float), rtol=1e-6)
+    regions = pd.read_csv(tiny_run.out / "scores_regions.csv")
+    assert regions["region"].unique().tolist() == ["west"]
+    truth = open_store(tiny_run.out / "tensors.zarr")["air"].astype(np.float64)
+    with xr.open_dataset(tiny_run.out / "forecasts/same_hour.nc") as written:
+        starts, found = written["forecast_reference_time"].values, written["air"].values[:, 0]
+    yesterday = truth.sel(time=starts + np.timedelta64(6 - 24, "h")).values
+    np.testing.assert_allclose(found, yesterday, rtol=1e-6)
+    compared = pd.read_csv(tiny_run.out / "comparison_mean.csv").set_index("model")
+    assert set(compared["note"]) <= {"reference", "better", "worse", "not distinguishable"}
+    assert compared["rmse"].idxmin() == compared.index[compared["note"] == "reference"].item()
+    assert "least RMSE (area-weighted)" in pipeline.report(tiny_run.out)
 
 
 def test_forecasts_see_no_test_frame_of_the_future(finished_run):
@@ -165,11 +195,11 @@ def test_a_second_run_touches_nothing(tiny_run):
 @pytest.mark.parametrize(
     ("override", "until", "redone"),
     [
-        ("maps.points=[[50, 250]]", None, ["maps"]),
-        ("models.1.options.hidden=3", None, ["train conv", "forecast conv", "scores", "maps"]),
+        ("maps.points=[[50, 250]]", None, ["maps", "report"]),
+        ("models.1.options.hidden=3", None, ["train conv", "forecast conv", "scores", "maps", "report"]),
         ("training.learning_rate=1e-3", "evaluate", [*TRAIN, "forecast graph", "forecast conv", "scores"]),
         ("forecast.stride=40", "evaluate", [*FORECAST, "scores"]),
-        ("forecast.baselines=[damped, persistence]", None, ["forecast persistence"]),
+        ("forecast.baselines=[damped, persistence]", None, ["forecast persistence", "report"]),
         ("split.validation=2001-09-05", "evaluate", ["statistics", *TRAIN, *FORECAST, "scores"]),
         ("climatology.daily=1", "build", ["statistics"]),
         ("grid.method=bilinear", "build", ["tensors", "statistics"]),
@@ -195,7 +225,7 @@ def test_changed_and_changed_back(tiny_run, finished_run):
 
 def test_a_model_that_loses_its_adjacency_loses_its_correlations(tiny_run):
     overrides = ("models.0.architecture=convlstm", "models.0.options={hidden: 4}")
-    assert run(tiny_run, *overrides) == ["train graph", "forecast graph", "scores", "maps"]
+    assert run(tiny_run, *overrides) == ["train graph", "forecast graph", "scores", "maps", "report"]
     assert not (tiny_run.out / "correlations/graph.nc").exists()
     assert not list((tiny_run.out / "maps").glob("correlation*"))
 
@@ -423,6 +453,7 @@ def test_restart(tiny_run):
     [
         ("maps", ["maps"]),
         ("scores.csv", ["scores"]),
+        ("report.html", ["report"]),
         ("forecasts/conv.nc", ["forecast conv"]),
         ("models/conv/model.json", ["train conv"]),
         ("models/conv", ["train conv"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from torch import Tensor
 from climapred.grid import Grid
 from climapred.learning.artefact import TrainedModel
 from climapred.learning.dataset import calendar_rows, forcing_channels
+from climapred.learning.ensemble import Perturbation
 from climapred.learning.training import Precision, lightning_precision
 from climapred.learning.windows import time_step
 from climapred.models import grid_bound
@@ -34,6 +36,7 @@ def forecast(
     steps: int | None = None,
     batch_size: int = 64,
     precision: Precision = "auto",
+    perturbation: Perturbation | None = None,
 ) -> xr.Dataset:
     """Return the forecasts of ``model`` from each of ``init_times``.
 
@@ -45,14 +48,17 @@ def forecast(
         steps: number of leads; None for the model's own horizon. Any number works: the forecaster unrolls as far as it
             is asked to.
         batch_size, precision: for speed; see ``learning.training.Training``.
+        perturbation: makes an ensemble from perturbed initial fields; the batch size counts start times, and members
+            are computed one after another.
 
     Returns:
-        dims (init_time, lead_time, latitude, longitude), coordinate valid_time (init_time, lead_time).
+        dims (init_time[, realization], lead_time, latitude, longitude), coordinate valid_time (init_time, lead_time).
 
     Raises:
         ValueError: if variables, units, grid or times do not fit, or a frame that is needed has missing values.
     """
-    batches = rollout(model, fields, init_times, steps=steps, batch_size=batch_size, precision=precision)
+    options: Any = {"steps": steps, "batch_size": batch_size, "precision": precision, "perturbation": perturbation}
+    batches = rollout(model, fields, init_times, **options)
     return xr.concat(
         list(batches), dim="init_time", join="exact", coords="minimal", compat="override", data_vars="minimal"
     )
@@ -66,6 +72,7 @@ def rollout(
     steps: int | None = None,
     batch_size: int = 64,
     precision: Precision = "auto",
+    perturbation: Perturbation | None = None,
 ) -> Iterator[xr.Dataset]:
     """Yield the forecasts of ``batch_size`` initial times after another; see ``forecast``.
 
@@ -82,8 +89,23 @@ def rollout(
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
     frames = _frame_indices(model, times, init_times)
+    noise = None if perturbation is None else (perturbation, _anomaly_std(model, perturbation))
     autocast = lightning_precision(precision) == "bf16-mixed"
-    return _batches(model, fields, frames, init_times, steps, batch_size, autocast)
+    return _batches(model, fields, frames, init_times, steps, batch_size, autocast, noise)
+
+
+def _anomaly_std(model: TrainedModel, perturbation: Perturbation) -> npt.NDArray[np.float32]:
+    """Return the standard deviation of the anomalies of each variable, shape (C, 1, 1)."""
+    known = perturbation.anomaly_std
+    if known is None and model.scaling.inputs == "anomaly":
+        return model.module.scale.cpu().numpy()
+    if known is None or (missing := set(model.variables) - set(known)):
+        lacking = list(model.variables) if known is None else sorted(missing)
+        raise ValueError(
+            f"model {model.name} does not know the standard deviation of the anomalies of {', '.join(lacking)} (its inputs "
+            f"are {model.scaling.inputs!r}); give it: Perturbation(..., anomaly_std={{{lacking[0]!r}: ...}})"
+        )
+    return np.array([known[name] for name in model.variables], dtype=np.float32)[:, None, None]
 
 
 def _check_variables(model: TrainedModel, fields: xr.Dataset) -> None:
@@ -120,7 +142,7 @@ def _check_times(model: TrainedModel, fields: xr.Dataset) -> None:
         )
     disorder = np.flatnonzero(~(np.diff(times) > np.timedelta64(0)))
     if disorder.size:
-        before, after = (_text(time) for time in times[disorder[0] : disorder[0] + 2])
+        before, after = (time_text(time) for time in times[disorder[0] : disorder[0] + 2])
         raise ValueError(
             f"times of the fields must increase, each once, but {after} follows {before} ({disorder.size} such places); "
             "call climapred.harmonise(fields), or sort them and drop duplicates"
@@ -129,9 +151,7 @@ def _check_times(model: TrainedModel, fields: xr.Dataset) -> None:
 
 def _check_grid(model: TrainedModel, fields: xr.Dataset) -> None:
     grid = Grid.of(fields)
-    if grid.shape == model.grid.shape and all(
-        np.allclose(getattr(grid, name), getattr(model.grid, name), rtol=0, atol=_ROUNDING) for name in _DIMS[1:]
-    ):
+    if same_points(grid, model.grid):
         return
     way_out = "regrid them with climapred.regrid(fields, model.grid)"
     if not grid_bound(model.architecture):
@@ -139,32 +159,42 @@ def _check_grid(model: TrainedModel, fields: xr.Dataset) -> None:
     raise ValueError(f"model {model.name} is for {model.grid}, the fields are on {grid}; {way_out}")
 
 
+def same_points(one: Grid, other: Grid) -> bool:
+    """Whether two grids have the same points, up to the noise of float32."""
+    return one.shape == other.shape and all(
+        np.allclose(getattr(one, name), getattr(other, name), rtol=0, atol=_ROUNDING) for name in _DIMS[1:]
+    )
+
+
 def _frame_indices(model: TrainedModel, times: Times, init_times: Times) -> npt.NDArray[np.int64]:
     """Return the indices of the frames each forecast sees, shape (init_times, history)."""
-    wanted = init_times[:, None] + _seen_offsets(model)
+    wanted = init_times[:, None] + seen_offsets(model)
     found = np.searchsorted(times, wanted)
     missing = wanted[times[np.minimum(found, len(times) - 1)] != wanted]
     if missing.size:
-        held = f"the fields hold {len(times)} times from {_text(times[0])} to {_text(times[-1])}"
+        held = f"the fields hold {len(times)} times from {time_text(times[0])} to {time_text(times[-1])}"
         if len(times) > 1:
-            held += f", {_hours(time_step(times))} apart"
+            held += f", {hours_text(time_step(times))} apart"
+        spacing = hours_text(model.step * model.window.spacing)
         raise ValueError(
-            f"model {model.name} needs {model.window.history} frames, {_hours(model.step * model.window.spacing)} apart, up "
-            f"to each initial time; {missing.size} are missing, the first is {_text(missing[0])}; {held}"
+            f"model {model.name} needs {model.window.history} frames, {spacing} apart, up to each initial time; "
+            f"{missing.size} are missing, the first is {time_text(missing[0])}; {held}"
         )
     return found
 
 
-def _seen_offsets(model: TrainedModel) -> npt.NDArray[np.timedelta64]:
+def seen_offsets(model: TrainedModel) -> npt.NDArray[np.timedelta64]:
     """Return the time of each frame that a forecast sees, relative to the initial time: shape (history,), 0 last."""
     return model.step * (model.window.spacing * np.arange(1 - model.window.history, 1))
 
 
-def _text(time: np.datetime64) -> str:
+def time_text(time: np.datetime64) -> str:
+    """Return a time as messages have it, to the minute."""
     return str(np.datetime_as_string(time, unit="m"))
 
 
-def _hours(step: np.timedelta64) -> str:
+def hours_text(step: np.timedelta64) -> str:
+    """Return a duration as messages have it, in hours."""
     return f"{step / np.timedelta64(1, 'h'):g} h"
 
 
@@ -176,19 +206,39 @@ def _batches(
     steps: int,
     batch_size: int,
     autocast: bool,
+    noise: tuple[Perturbation, npt.NDArray[np.float32]] | None,
 ) -> Iterator[xr.Dataset]:
     leads = model.step * (model.window.lead_spacing * np.arange(1, steps + 1))
-    offsets = np.concatenate([_seen_offsets(model), leads])
+    offsets = np.concatenate([seen_offsets(model), leads])
     module, device = _ready(model.module)
     origin = {"model": model.name, "model_identity": model.identity()}
-    for first in range(0, len(init_times), batch_size):
-        chosen, starts = frames[first : first + batch_size], init_times[first : first + batch_size]
-        seen, future = _with_forcings(model, _read_frames(model, fields, chosen), starts[:, None] + offsets)
-        calendar = calendar_rows(starts[:, None] + offsets, model.orders).to(device)
+
+    def predicted(seen: npt.NDArray[np.float32], times: Times) -> npt.NDArray[np.float32]:
+        channels, future = _with_forcings(model, seen, times)
+        calendar = calendar_rows(times, model.orders).to(device)
         future = None if future is None else future.to(device)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            predicted = module(seen.to(device), calendar, future=future).cpu().numpy()
-        yield _as_dataset(model, predicted, starts, leads).assign_attrs(origin)
+            found: npt.NDArray[np.float32] = module(channels.to(device), calendar, future=future).cpu().numpy()
+        return found
+
+    for first in range(0, len(init_times), batch_size):
+        starts = init_times[first : first + batch_size]
+        seen, times = _read_frames(model, fields, frames[first : first + batch_size]), starts[:, None] + offsets
+        if noise is None:
+            yield _as_dataset(model, predicted(seen, times), starts, leads).assign_attrs(origin)
+            continue
+        perturbation, scale = noise
+        members = [
+            predicted(seen + _noise(model, perturbation, starts, member) * scale, times)
+            for member in range(perturbation.members)
+        ]
+        yield _as_dataset(model, np.stack(members, axis=1), starts, leads).assign_attrs(origin)
+
+
+def _noise(model: TrainedModel, perturbation: Perturbation, starts: Times, member: int) -> npt.NDArray[np.float32]:
+    """Return what is added to every frame of a history, ``(B, 1, C, H, W)``, in standard deviations."""
+    channels = len(model.variables)
+    return np.stack([perturbation.fields(model.grid, start, member, channels)[None] for start in starts])
 
 
 def _ready(module: Scaled) -> tuple[Scaled, torch.device]:
@@ -209,7 +259,7 @@ def _read_frames(model: TrainedModel, fields: xr.Dataset, frames: npt.NDArray[np
     if missing.any() and model.module.missing == "refuse":
         frame, channel = np.argwhere(missing)[0]
         raise ValueError(
-            f"model {model.name} needs {model.variables[channel]} at {_text(read['time'].values[frame])}, where "
+            f"model {model.name} needs {model.variables[channel]} at {time_text(read['time'].values[frame])}, where "
             f"{missing[frame, channel]:.1%} of the values are missing ({np.count_nonzero(missing.any(axis=1))} of "
             f"{len(needed)} frames have gaps); fill them, or start from other times"
         )
@@ -232,7 +282,9 @@ def _with_forcings(model: TrainedModel, frames: npt.NDArray[np.float32], times: 
 
 
 def _as_dataset(model: TrainedModel, predicted: np.ndarray, init_times: Times, leads: np.ndarray) -> xr.Dataset:
-    dims = ("init_time", "lead_time", *_DIMS[1:])
+    """Return the forecasts ``(B[, M], S, C, H, W)`` as a dataset."""
+    members = {"realization": np.arange(predicted.shape[1], dtype=np.int32)} if predicted.ndim == 6 else {}
+    dims = ("init_time", *members, "lead_time", *_DIMS[1:])
     arrays = {}
     for channel, name in enumerate(model.variables):
         variable = VARIABLES[name]
@@ -241,11 +293,12 @@ def _as_dataset(model: TrainedModel, predicted: np.ndarray, init_times: Times, l
             "standard_name": variable.standard_name,
             "long_name": variable.long_name,
         }
-        arrays[name] = (dims, predicted[:, :, channel], attributes)
+        arrays[name] = (dims, predicted[..., channel, :, :], attributes)
     coordinates = {
         "init_time": init_times.astype("datetime64[ns]"),
         "lead_time": leads.astype("timedelta64[ns]"),
         "valid_time": (("init_time", "lead_time"), (init_times[:, None] + leads).astype("datetime64[ns]")),
+        **members,
         **model.grid.coordinates(),
     }
     return xr.Dataset(arrays, coordinates)

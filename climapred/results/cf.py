@@ -1,37 +1,71 @@
-"""Forecasts and learned correlations as CF-1.11 NetCDF: to_cf, from_cf, write_netcdf, check_cf.
+"""Forecasts and learned correlations as CF-1.11 describes them: to_cf, from_cf; and WeatherBench's names.
 
-In memory a forecast has dims (init_time, lead_time, latitude, longitude); in a file it has the dims that the
-CF standard names prescribe, forecast_reference_time and forecast_period, and its valid times in a 2-D
-auxiliary coordinate ``time``. Times of reanalyses and of the models trained on them have days of 86400
-seconds; the files say so with ``units_metadata = "leap_seconds: none"``.
+In memory a forecast has dims (init_time[, realization], lead_time, latitude, longitude); in a file one of two layouts,
+each clean to a strict checker:
+
+    "starts"  dims (forecast_reference_time[, realization], forecast_period, latitude, longitude), the dims that the CF
+              standard names prescribe, valid times in the 2-D auxiliary coordinate ``time``: any number of start times.
+              CDO has no forecasts with two time axes: it takes start times for times and periods for levels, warns that
+              it cannot assign ``time``, and refuses members (a fifth dimension).
+    "valid"   dims (time[, realization], latitude, longitude), valid times as the time axis; one start time, the scalar
+              coordinate ``forecast_reference_time``. This is what CDO, ncview and Panoply read best: right times in every
+              operator, the start as reference time, members as levels. (CDO warns that it cannot assign the two
+              coordinates of the start, which CF wants.)
+
+Times of reanalyses and of the models trained on them have days of 86400 seconds; the files say so with
+``units_metadata = "leap_seconds: none"``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import json
-import os
-import subprocess
-import sys
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import netCDF4
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from climapred.grid import Grid
+from climapred.results.cf_check import check_cf
+from climapred.results.cf_write import pack, whole_unit, write_dataset, write_netcdf, write_zarr
 from climapred.results.correlations import adjacency_dataset
-from climapred.variables import VARIABLES
+from climapred.variables import VARIABLES, canonical_name
 
+__all__ = [
+    "adjacency_to_cf",
+    "check_cf",
+    "from_cf",
+    "from_weatherbench",
+    "pack",
+    "to_cf",
+    "to_weatherbench",
+    "write_dataset",
+    "write_netcdf",
+    "write_zarr",
+]
+
+Layout = Literal["starts", "valid"]
+
+_DIMS = ("init_time", "realization", "lead_time", "latitude", "longitude")
 _TO_FILE = {"init_time": "forecast_reference_time", "lead_time": "forecast_period", "valid_time": "time"}
-
-_CHUNK_BYTES = 4 * 2**20
+_MEMBER = {"standard_name": "realization", "long_name": "member of the ensemble", "units": "1"}
+_TO_WEATHERBENCH = {"init_time": "time", "lead_time": "prediction_timedelta", "realization": "number"}
+_WEATHERBENCH_NAMES = {
+    "t2m": "2m_temperature",
+    "d2m": "2m_dewpoint_temperature",
+    "skt": "skin_temperature",
+    "sst": "sea_surface_temperature",
+    "t": "temperature",
+    "u10": "10m_u_component_of_wind",
+    "v10": "10m_v_component_of_wind",
+    "u": "u_component_of_wind",
+    "v": "v_component_of_wind",
+    "msl": "mean_sea_level_pressure",
+    "sp": "surface_pressure",
+    "z": "geopotential",
+    "q": "specific_humidity",
+}
 
 
 def to_cf(
@@ -42,37 +76,56 @@ def to_cf(
     references: str = "",
     history: str | None = None,
     attributes: Mapping[str, Any] | None = None,
+    layout: Layout = "starts",
 ) -> xr.Dataset:
     """Return a forecast as CF-1.11 describes it, ready for ``write_netcdf``; data stay lazy.
 
     Args:
-        forecast: dims (init_time, lead_time, latitude, longitude) with the 2-D coordinate ``valid_time``. A
-            variable that climapred does not know must carry ``units``.
+        forecast: dims (init_time[, realization], lead_time, latitude, longitude) in any order, with the 2-D
+            coordinate ``valid_time``. A variable that climapred does not know must carry ``units``.
         source: what made the forecast: the model, its version, the data it was trained on.
         title: one line on what the file holds.
         references: publications, or where the model is described.
         history: one line per step; None for a line with the present time.
         attributes: further global attributes, such as institution or the identity of the model.
+        layout: "starts" for any number of start times, "valid" for one; the module says what they are for.
 
     Returns:
-        Dims (forecast_reference_time, forecast_period, latitude, longitude), kept for a single initial time
-        too; ``time``, bounds of latitude and longitude, and the attributes of each variable. Periods are in
-        hours.
+        The dims of the layout; ``time``, bounds of latitude and longitude, and the attributes of each variable.
+        Periods are in hours, members numbered from 0 where they have no numbers.
 
     Raises:
-        ValueError: if a dimension or the units of a variable are missing, or if times are not whole seconds.
+        ValueError: if a dimension or the units of a variable are missing, if times are not whole seconds, or if the
+            layout is unknown or holds a single start time and got several.
     """
     if missing := {*_TO_FILE, "latitude", "longitude"} - set(forecast.variables):
         raise ValueError(f"forecast must have the coordinates {sorted(missing)}, got {list(forecast.coords)}")
-    dataset = forecast.transpose("init_time", "lead_time", "latitude", "longitude")
-    dataset = dataset.drop_attrs().rename(_TO_FILE)
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
+    dataset = forecast.transpose(*_DIMS, missing_dims="ignore").drop_attrs().rename(_TO_FILE)
     for name, field in dataset.items():
         field.attrs = _variable_attributes(forecast[name])
     dataset = dataset.assign_coords(_time_coordinates(dataset)).assign(_bounds(Grid.of(forecast)))
+    if "realization" in dataset.dims:
+        members = dataset["realization"].values.astype(np.int32)  # 0, 1, ... where there are no numbers
+        dataset = dataset.assign_coords(realization=("realization", members, _MEMBER))
     # Forecasts can be appended to an unlimited dimension; a fixed one the checker would take for the T axis, out
     # of order.
-    dataset.encoding = {"unlimited_dims": {"forecast_reference_time"}}
+    unlimited = {"starts": "forecast_reference_time", "valid": "time"}[layout]
+    if layout == "valid":
+        dataset = _along_valid_time(dataset)
+    dataset.encoding = {"unlimited_dims": {unlimited}}
     return dataset.assign_attrs(_global_attributes(title, source, references, history, attributes))
+
+
+def _along_valid_time(dataset: xr.Dataset) -> xr.Dataset:
+    count = dataset.sizes["forecast_reference_time"]
+    if count != 1:
+        raise ValueError(
+            f"the layout 'valid' holds one start time, got {count}; write a file for each, or use layout='starts'"
+        )
+    dataset = dataset.isel(forecast_reference_time=0).swap_dims(forecast_period="time")
+    return dataset.transpose("time", "realization", ..., missing_dims="ignore")
 
 
 def _variable_attributes(field: xr.DataArray) -> dict[str, str]:
@@ -100,25 +153,12 @@ def _time_coordinates(dataset: xr.Dataset) -> dict[str, xr.Variable]:
         metadata = "leap_seconds: none"
         attributes = {"standard_name": name, "long_name": long_name, "units_metadata": metadata}
         values = dataset[name].values
-        encoding = {"units": f"{_unit(values)} since 1970-01-01", "calendar": "standard", "dtype": "int64"}
+        encoding = {"units": f"{whole_unit(values)} since 1970-01-01", "calendar": "standard", "dtype": "int64"}
         coordinates[name] = xr.Variable(dataset[name].dims, values, attributes, encoding)
     hours = dataset["forecast_period"].values / np.timedelta64(1, "h")
     attributes = {"standard_name": "forecast_period", "long_name": "time since the last frame seen"}
     coordinates["forecast_period"] = xr.Variable("forecast_period", hours, {**attributes, "units": "hours"})
     return coordinates
-
-
-def _unit(times: npt.NDArray[np.datetime64]) -> str:
-    since = times - np.datetime64("1970-01-01", "ns")
-    units = {
-        "hours": np.timedelta64(1, "h"),
-        "minutes": np.timedelta64(1, "m"),
-        "seconds": np.timedelta64(1, "s"),
-    }
-    for name, unit in units.items():
-        if not (since % unit).astype(np.int64).any():
-            return name
-    raise ValueError(f"times must be whole seconds, got {times.flat[0]}...; round them first")
 
 
 def _bounds(grid: Grid) -> dict[str, xr.Variable]:
@@ -141,11 +181,11 @@ def _global_attributes(
 
 
 def from_cf(dataset: xr.Dataset) -> xr.Dataset:
-    """Return the in-memory form of a forecast that ``to_cf`` made, written and opened again or not.
+    """Return the in-memory form of a forecast that ``to_cf`` made, in either layout, written and opened again or not.
 
     Returns:
-        Dims (init_time, lead_time, latitude, longitude), coordinates init_time, lead_time (timedelta64) and
-        the 2-D valid_time; values and times are exactly those of the forecast.
+        Dims (init_time[, realization], lead_time, latitude, longitude), coordinates init_time, lead_time (timedelta64)
+        and the 2-D valid_time; values and times are exactly those of the forecast, or of the forecast as it was packed.
 
     Raises:
         ValueError: if the dataset is not laid out so, or if its periods are not in hours.
@@ -153,13 +193,21 @@ def from_cf(dataset: xr.Dataset) -> xr.Dataset:
     if missing := {*_TO_FILE.values(), "latitude", "longitude"} - set(dataset.variables):
         found = list(dataset.variables)
         raise ValueError(f"a CF forecast must hold {sorted(missing)}, got {found}; was it made by to_cf()?")
-    init = dataset["forecast_reference_time"].values.astype("datetime64[ns]")
-    lead = _leads(dataset["forecast_period"])
-    fields = dataset.drop_vars(["latitude_bounds", "longitude_bounds"], errors="ignore").drop_encoding()
-    fields = fields.rename({name: memory for memory, name in _TO_FILE.items()})
+    fields = dataset.drop_vars(["latitude_bounds", "longitude_bounds"], errors="ignore")
+    packed = [name for name, field in fields.items() if "scale_factor" in field.encoding]
+    # Packed values are float32 numbers, but Zarr does not keep the type of the scale that says so.
+    fields = fields.assign({name: fields[name].astype(np.float32) for name in packed}).drop_encoding()
+    if fields["time"].dims == ("time",):
+        fields = fields.swap_dims(time="forecast_period")
+    fields = fields.drop_vars("time")
+    if "forecast_reference_time" not in fields.dims:
+        fields = fields.expand_dims("forecast_reference_time")
+    init = fields["forecast_reference_time"].values.astype("datetime64[ns]")
+    lead = _leads(fields["forecast_period"])
+    fields = fields.rename({name: memory for memory, name in _TO_FILE.items() if name != "time"})
     for name in ("latitude", "longitude"):
         fields[name].attrs.pop("bounds", None)
-    return fields.assign_coords(
+    return fields.transpose(*_DIMS, missing_dims="ignore").assign_coords(
         init_time=("init_time", init),
         lead_time=("lead_time", lead),
         valid_time=(("init_time", "lead_time"), init[:, None] + lead),
@@ -173,6 +221,47 @@ def _leads(period: xr.DataArray) -> npt.NDArray[np.timedelta64]:
     if period.attrs.get("units") != "hours":
         raise ValueError(f"forecast_period must be in hours, got units {period.attrs.get('units')!r}")
     return np.round(period.values * 3600).astype("timedelta64[s]").astype("timedelta64[ns]")
+
+
+def to_weatherbench(forecast: xr.Dataset) -> xr.Dataset:
+    """Return a forecast with the names of WeatherBench 2: dims (time, prediction_timedelta, latitude, longitude).
+
+    ``time`` is the start of the forecast, members run along ``number`` and variables have their long names
+    (``2m_temperature``); one that WeatherBench does not have keeps its own. Values stay, and ``from_weatherbench``
+    gives the forecast back.
+
+    Args:
+        forecast: in memory, or CF in either layout.
+    """
+    fields = from_cf(forecast) if "forecast_reference_time" in forecast.variables else forecast
+    names = {str(name): _WEATHERBENCH_NAMES.get(str(name), str(name)) for name in fields.data_vars}
+    present = {name: new for name, new in _TO_WEATHERBENCH.items() if name in fields.dims}
+    order = (present.get(dim, dim) for dim in _DIMS if dim in fields.dims)
+    return fields.drop_vars("valid_time").rename({**names, **present}).transpose(*order)
+
+
+def from_weatherbench(dataset: xr.Dataset) -> xr.Dataset:
+    """Return the in-memory form of a forecast with the names of WeatherBench 2, such as its own Zarr stores.
+
+    Returns:
+        Dims (init_time[, realization], lead_time, latitude, longitude), canonical names where climapred knows the
+        variable, the 2-D coordinate valid_time; other dims, such as level, stay.
+
+    Raises:
+        ValueError: if ``time`` or ``prediction_timedelta`` is missing, or is not decoded.
+    """
+    for name, kind in (("time", "M"), ("prediction_timedelta", "m")):
+        if name not in dataset.dims or name not in dataset.coords or dataset[name].dtype.kind != kind:
+            wanted = {"M": "datetime64", "m": "timedelta64 (xarray: decode_timedelta=True)"}[kind]
+            raise ValueError(
+                f"a forecast of WeatherBench must have the dimension {name!r} with values of type {wanted}, got the "
+                f"coordinates { {key: str(value.dtype) for key, value in dataset.coords.items()} }"
+            )
+    names = {str(name): canonical_name(str(name)) for name in dataset.data_vars}
+    dims = {name: memory for memory, name in _TO_WEATHERBENCH.items() if name in dataset.dims}
+    fields = dataset.rename({**names, **dims}).transpose(*_DIMS, ..., missing_dims="ignore")
+    init, lead = fields["init_time"].values, fields["lead_time"].values
+    return fields.assign_coords(valid_time=(("init_time", "lead_time"), init[:, None] + lead))
 
 
 def adjacency_to_cf(
@@ -205,129 +294,3 @@ def adjacency_to_cf(
     if long_name is not None:
         dataset["weight"].attrs["long_name"] = long_name
     return dataset.assign_attrs(_global_attributes(title, source, "", history, attributes))
-
-
-def write_netcdf(dataset: xr.Dataset, path: str | os.PathLike[str], *, complevel: int = 1) -> Path:
-    """Write a dataset to a NetCDF-4 file that appears whole or not at all, and return its path.
-
-    The data go to a temporary file in the same folder, reach the disk, and take their name last. Numeric data
-    are shuffled and compressed in chunks of whole fields (about 4 MB); only floating-point data get a
-    ``_FillValue``, NaN.
-
-    Args:
-        dataset: in memory or lazy (dask); a lazy one is computed chunk by chunk.
-        path: the file; its folder exists, and an older file of this name is replaced.
-        complevel: 0 (none) to 9 of zlib.
-
-    Raises:
-        FileNotFoundError: if the folder does not exist.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist, create it first")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    encoding = {str(name): _encoding(dataset, str(name), complevel) for name in dataset.variables}
-    try:
-        dataset.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=encoding)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _encoding(dataset: xr.Dataset, name: str, complevel: int) -> dict[str, Any]:
-    """Return how to store one variable; packing and chunks of the file that it came from are forgotten."""
-    variable = dataset[name].variable
-    encoding: dict[str, Any] = {"_FillValue": None}
-    if variable.dtype.kind in "mM":
-        kept = ("units", "calendar", "dtype")
-        encoding |= {key: variable.encoding[key] for key in kept if key in variable.encoding}
-    is_data = name in dataset.data_vars and not name.endswith("_bounds")
-    if is_data and variable.ndim and variable.dtype.kind in "fiu":
-        encoding |= {"zlib": complevel > 0, "complevel": complevel, "shuffle": True}
-        if variable.dtype.kind == "f":
-            encoding["_FillValue"] = variable.dtype.type(np.nan)
-    if "zlib" in encoding or set(variable.dims) & set(dataset.encoding.get("unlimited_dims", ())):
-        encoding["chunksizes"] = _chunk_shape(variable.shape, variable.dtype.itemsize)
-    return encoding
-
-
-def _chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Return a chunk of at most 4 MB that is whole in as many of the last dimensions as fit.
-
-    >>> _chunk_shape((1449, 6, 25, 53), 4)
-    (131, 6, 25, 53)
-    """
-    room, chunk = _CHUNK_BYTES // itemsize, []
-    for size in reversed(shape):
-        chunk.append(max(1, min(size, room)))
-        room //= chunk[-1]
-    return tuple(reversed(chunk))
-
-
-def check_cf(path: str | os.PathLike[str]) -> list[str]:
-    """Return what the IOOS compliance checker finds at any priority against CF-1.11; empty for a clean file.
-
-    The checker runs in a process of its own: it prints, it warns, and it imports pyproj, which crashes the
-    interpreter where eccodes was imported before (seen with the wheels of pyproj 3.7.2 and eccodes 2.50). Needs
-    no network: standard names are looked up in the table that the checker carries.
-
-    Raises:
-        ModuleNotFoundError: if compliance-checker is not installed.
-        OSError: if the file is missing or not NetCDF.
-    """
-    if importlib.util.find_spec("compliance_checker") is None:
-        raise ModuleNotFoundError(
-            "check_cf() needs compliance-checker; install the extra: pip install 'climapred[dev]'"
-        )
-    netCDF4.Dataset(path).close()
-    child = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "climapred.results.cf", os.fspath(path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    if child.returncode:
-        raise RuntimeError(f"the compliance checker failed on {path}:\n{child.stderr}")
-    messages: list[str] = json.loads(child.stdout)
-    return messages
-
-
-def _run_checker(path: str) -> list[str]:
-    from compliance_checker.cf.cf_1_11 import CF1_11Check
-    from compliance_checker.suite import CheckSuite
-
-    class OfflineCheck(CF1_11Check):
-        # The original downloads the table that the file's standard_name_vocabulary names.
-        def _find_cf_standard_name_table(self, ds: netCDF4.Dataset) -> bool:
-            return False
-
-    class FlatSuite(CheckSuite):
-        checkers = {"cf:1.11": OfflineCheck}  # noqa: RUF012
-
-        # The original sums by section, which puts remarks on what passed among the failures.
-        def scores(self, raw_scores: list[Any]) -> list[Any]:
-            return raw_scores
-
-    with netCDF4.Dataset(path) as file:
-        ((results, errors),) = FlatSuite().run_all(file, ["cf:1.11"]).values()
-    failures = [
-        f"{result.name}: {text}"
-        for result in results
-        if not _passed(result.value)
-        for text in result.msgs or ["not met"]
-    ]
-    return failures + [f"{check}: the checker itself failed, {error!r}" for check, (error, _) in errors.items()]
-
-
-def _passed(value: tuple[int, int] | bool | None) -> bool:
-    """Whether a result is a full score (points, out of), a success, or a check that did not apply."""
-    return value[0] == value[1] if isinstance(value, tuple) else value is not False
-
-
-if __name__ == "__main__":
-    with contextlib.redirect_stdout(sys.stderr):
-        found = _run_checker(sys.argv[1])
-    print(json.dumps(found))

@@ -32,7 +32,7 @@ def run(name: str, out: Path, *overrides: str) -> pd.DataFrame:
         )
     assert done == [
         *("tensors", "statistics", "train ls_ntp", "train convlstm"),
-        *("forecast ls_ntp", "forecast convlstm", "forecast damped", "scores", "maps"),
+        *("forecast ls_ntp", "forecast convlstm", "forecast damped", "scores", "maps", "report"),
     ]
     return pd.read_csv(out / "scores.csv")
 

@@ -11,10 +11,14 @@ from climapred.calendar import harmonic_design
 from climapred.grid import Grid
 from climapred.results.baselines import (
     BASELINES,
+    FURTHER_BASELINES,
     climatology_forecast,
     damped_persistence,
+    eof_regression,
+    eof_regression_forecast,
     lag_correlation,
     persistence,
+    same_hour,
 )
 
 DATA = Path(os.environ.get("CLIMAPRED_DATA", Path(__file__).parents[2] / "../shared/data"))
@@ -261,3 +265,139 @@ def test_real_errors_of_2014_are_those_measured_with_plain_numpy():
         assert np.mean([np.abs(e).mean(dtype=float) for e in errors]) == pytest.approx(mae, abs=tolerance)
         rmses = [np.sqrt((e**2).mean(dtype=float)) for e in errors]
         assert np.mean(rmses) == pytest.approx(rmse, abs=tolerance)
+
+
+def test_the_same_hour_is_the_last_one_a_whole_number_of_days_before():
+    times = make_times(40)
+    fields = make_fields(times, names=("t2m", "msl"))
+    leads = np.array([6, 18, 24, 30, 48]) * HOUR
+    forecast = same_hour(fields, times[[9, 20]], leads)
+    assert forecast["msl"].attrs["units"] == "Pa"
+    for i, start in enumerate((9, 20)):
+        # In steps of 6 hours: leads 1, 3, 4 look 4 steps back from the valid time, lead 5 looks 8, lead 8 looks 8.
+        for k, source in enumerate((start + 1 - 4, start + 3 - 4, start, start + 5 - 8, start)):
+            np.testing.assert_array_equal(forecast["t2m"].values[i, k], fields["t2m"].values[source])
+    daily = 280 + np.arange(40) % 4
+    fields["t2m"] = fields["t2m"].dims, np.broadcast_to(daily[:, None, None], fields["t2m"].shape).astype("float32")
+    forecast = same_hour(fields, times[5:20], leads)
+    np.testing.assert_array_equal(forecast["t2m"], fields["t2m"].sel(time=forecast["valid_time"]))
+    with pytest.raises(ValueError, match=r"fields lacks 1 of 1 times of the same hour up to a day before"):
+        same_hour(fields, times[[0]], leads[:1])
+
+
+def waves(count, seed=0):
+    """Two patterns that turn into each other, (a, b) -> 0.95 R (a, b) with R a rotation by 30 degrees, and their noise."""
+    random = np.random.default_rng(seed)
+    turn = 0.95 * np.array([[np.cos(np.pi / 6), -np.sin(np.pi / 6)], [np.sin(np.pi / 6), np.cos(np.pi / 6)]])
+    state, states = np.zeros(2), []
+    for _ in range(count):
+        state = turn @ state + random.standard_normal(2)
+        states.append(state)
+    rows, columns = np.meshgrid(np.arange(GRID.shape[0]), np.arange(GRID.shape[1]), indexing="ij")
+    patterns = np.stack([np.cos(columns), np.sin(columns + rows)])
+    fields = make_fields(make_times(count))
+    values = 280 + np.einsum("tk,kyx->tyx", np.array(states), patterns)
+    fields["t2m"] = fields["t2m"].dims, values.astype("float32")
+    return fields, np.array(states), turn, patterns
+
+
+def test_eof_regression_finds_how_patterns_turn_into_each_other():
+    fields, states, turn, patterns = waves(3000)
+    statistics = fit_statistics(fields, daily=0)
+    fitted = eof_regression(fields, statistics, LEADS, modes=2, ridge=0.0)
+    assert fitted["eof"].dims == ("variable", "mode", "latitude", "longitude")
+    assert float(fitted["explained"].sum()) == pytest.approx(1, abs=1e-6)
+    times = fields["time"].values
+    forecast = eof_regression_forecast(fields, statistics, fitted, times[100:200], LEADS)["t2m"]
+    mean = statistics["climatology"].values[0, 0]
+    for k, steps in enumerate((1, 2, 4)):
+        expected = np.einsum("ij,tj,iyx->tyx", np.linalg.matrix_power(turn, steps), states[100:200], patterns) + mean
+        # The propagator of 3000 steps is known to about sqrt((1 - 0.95^2) / 3000) = 0.006 of amplitudes near 4.
+        assert np.sqrt(((forecast.values[:, k] - expected) ** 2).mean()) < 0.15
+
+
+def test_eof_regression_of_all_modes_is_plain_regression_in_every_cell():
+    # With as many modes as cells and no ridge, the regression does not depend on the basis.
+    fields = make_fields(make_times(200))
+    statistics = fit_statistics(fields)
+    cells = GRID.shape[0] * GRID.shape[1]
+    fitted = eof_regression(fields, statistics, LEADS[:1], modes=cells, ridge=0.0)
+    np.testing.assert_allclose(fitted["explained"].sum(), 1)
+    times = fields["time"].values
+    forecast = eof_regression_forecast(fields, statistics, fitted, times[50:60], LEADS[:1])["t2m"].values[:, 0]
+    anomaly = (fields["t2m"].values - climatology_of(statistics, 0, times)).reshape(200, -1)
+    matrix = np.linalg.lstsq(anomaly[:-1], anomaly[1:])[0]
+    expected = climatology_of(statistics, 0, times[51:61]) + (anomaly[50:60] @ matrix).reshape(10, *GRID.shape)
+    np.testing.assert_allclose(forecast, expected, atol=1e-3)
+
+
+def test_patterns_are_orthonormal_by_area_and_a_ridge_damps_the_forecast():
+    fields = make_fields(make_times(120))
+    statistics = fit_statistics(fields)
+    fitted = eof_regression(fields, statistics, LEADS, modes=5)
+    weighted = fitted["eof"].values[0].reshape(5, -1)
+    np.testing.assert_allclose(weighted @ weighted.T, np.eye(5), atol=1e-10)
+    stiff = eof_regression(fields, statistics, LEADS, modes=5, ridge=1e6)
+    assert float(abs(stiff["propagator"]).max()) < 1e-4
+    forecast = eof_regression_forecast(fields, statistics, stiff, fields["time"].values[:4], LEADS)
+    expected = climatology_forecast(statistics, fields["time"].values[:4], LEADS)
+    np.testing.assert_allclose(forecast["t2m"], expected["t2m"], atol=1e-2)
+
+
+@pytest.mark.parametrize("chunks", [{"time": 70}, {"time": 50, "latitude": 2, "longitude": 2}])
+def test_lazy_eof_regression_gives_the_same_forecast(chunks):
+    fields, *_ = waves(300)
+    statistics = fit_statistics(fields, daily=0)
+    found = {}
+    for name, form in {"eager": fields, "lazy": fields.chunk(chunks)}.items():
+        fitted = eof_regression(form, statistics, LEADS, modes=2)
+        found[name] = eof_regression_forecast(form, statistics, fitted, fields["time"].values[10:30], LEADS)["t2m"]
+    assert found["lazy"].chunks
+    np.testing.assert_allclose(found["lazy"], found["eager"], atol=1e-3)
+
+
+def test_errors_of_eof_regression_name_what_is_missing():
+    fields = make_fields(make_times(40))
+    statistics, start = fit_statistics(fields), fields["time"].values[:1]
+    with pytest.raises(
+        ValueError, match="modes must lie between 1 and 12, the smaller of training times and cells, got 60"
+    ):
+        eof_regression(fields, statistics, LEADS)
+    with pytest.raises(ValueError, match=r"ridge must not be negative, got -1"):
+        eof_regression(fields, statistics, LEADS, modes=2, ridge=-1)
+    with pytest.raises(
+        ValueError, match="eof_regression needs at least two pairs of training times 0 days 01:00:00 apart"
+    ):
+        eof_regression(fields, statistics, [HOUR], modes=2)
+    with pytest.raises(
+        ValueError, match="the training fields of 't2m' have NaN; eof_regression needs a region without"
+    ):
+        eof_regression(fields.where(fields["latitude"] > 25), statistics, LEADS, modes=2)
+    fitted = eof_regression(fields, statistics, LEADS, modes=2)
+    with pytest.raises(ValueError, match=r"fitted lacks the lead times \['2 days"):
+        eof_regression_forecast(fields, statistics, fitted, start, [48 * HOUR])
+    both = make_fields(make_times(40), names=("t2m", "msl"))
+    with pytest.raises(ValueError, match=r"fitted lacks \['msl'\], it holds \['t2m'\]"):
+        eof_regression_forecast(both, fit_statistics(both), fitted, start, LEADS)
+    other = make_fields(make_times(40), grid=Grid.regular(10, region=(30, 50, 200, 230)))
+    with pytest.raises(ValueError, match="fitted must be on the grid of the fields"):
+        eof_regression_forecast(other, fit_statistics(other), fitted, start, LEADS)
+
+
+def test_further_baselines_on_real_data_beat_what_they_should():
+    """NCEP 2014, fitted on 2013: the same hour yesterday as measured with plain NumPy (2.267, 3.594)."""
+    training, fields = read_ncep(2013), read_ncep(2014)
+    leads = np.arange(1, 7) * 6 * HOUR
+    init = fields["time"].values[5:-6]
+    statistics = fit_statistics(training, annual=2, daily=2)
+    fitted = eof_regression(training.chunk(time=365), statistics, leads)
+    forecasts = {
+        "same_hour": same_hour(fields, init, leads),
+        "eof_regression": eof_regression_forecast(fields, statistics, fitted, init, leads),
+    }
+    assert tuple(forecasts) == FURTHER_BASELINES
+    for name, (mae, rmse) in {"same_hour": (2.267, 3.594), "eof_regression": (1.885, 2.739)}.items():
+        frames = [fields["air"].values[6 + k : 6 + k + 1449] for k in range(6)]
+        errors = [forecasts[name]["air"].values[:, k] - frame for k, frame in enumerate(frames)]
+        assert np.mean([np.abs(e).mean(dtype=float) for e in errors]) == pytest.approx(mae, abs=0.005)
+        assert np.mean([np.sqrt((e**2).mean(dtype=float)) for e in errors]) == pytest.approx(rmse, abs=0.01)
