@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("CLIMAPRED_DATA", ROOT / "../shared/data")).resolve()
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="shared data missing")
 
+BASELINES = ("damped", "same_hour", "eof_regression")
 SMALL = (
     *("models.0.options={hidden: 4, layers: 1, embedding: 8}", "models.1.options={hidden: 4, layers: 1}"),
     *("training.epochs=1", "window.stride=40", "training.precision=float32"),
@@ -32,7 +33,14 @@ def run(name: str, out: Path, *overrides: str) -> pd.DataFrame:
         )
     assert done == [
         *("tensors", "statistics", "train ls_ntp", "train convlstm"),
-        *("forecast ls_ntp", "forecast convlstm", "forecast damped", "scores", "maps", "report"),
+        *(
+            "forecast ls_ntp",
+            "forecast convlstm",
+            *(f"forecast {name}" for name in BASELINES),
+            "scores",
+            "maps",
+            "report",
+        ),
     ]
     return pd.read_csv(out / "scores.csv")
 
@@ -85,7 +93,7 @@ def test_ncep_persistence_over_all_of_2014(ncep):
 @pytest.mark.parametrize(("name", "variable", "step"), [("ncep", "air", 6), ("era5", "t2m", 1)])
 def test_scores_are_those_of_the_files(request, name, variable, step):
     out, table = request.getfixturevalue(name)
-    assert table["model"].unique().tolist() == ["ls_ntp", "convlstm", "persistence", "climatology", "damped"]
+    assert table["model"].unique().tolist() == ["ls_ntp", "convlstm", "persistence", "climatology", *BASELINES]
     assert sorted(table["lead_hours"].unique()) == [step * lead for lead in range(1, 7)]
     truth = open_store(out / "tensors.zarr")[variable].astype(np.float64)
     for model in ("ls_ntp", "convlstm", "damped"):
@@ -127,6 +135,8 @@ SIZES = {"ls_ntp": "hidden: 3, embedding: 4", "fc_lstm": "hidden: 4", "agcrn": "
 SIZES |= {
     "simvp": "hidden: 2, translator: 4, layers: 2, kernel: 5, expansion: 1",
     "predrnn_v2": "hidden: 3, decouple: 0.1",
+    "e3d_lstm": "hidden: 3, kernel: 3, memory: 1, patch: 4",
+    "sa_convlstm": "hidden: 3, patch: 2",
 }
 
 
@@ -143,7 +153,7 @@ def test_every_model_trains_forecasts_and_comes_back(tmp_path):
         path, out = ROOT / "pipelines/ncep_models.yaml", tmp_path / "out"
         pipeline.run(path, out, overrides=small, until="evaluate", console=Console(quiet=True))
     scores = pd.read_csv(out / "scores.csv").groupby("model")["mae"].mean()
-    assert set(scores.index) == {*names, "persistence", "climatology", "damped"}
+    assert set(scores.index) == {*names, "persistence", "climatology", *BASELINES}
     fields = open_store(out / "tensors.zarr").isel(time=slice(1460, 1500))
     for name in names:
         assert 1 < scores[name] < 4  # persistence has 2.3 K
