@@ -10,6 +10,7 @@ from torch import nn
 from climapred.grid import cell_areas
 from climapred.learning.training import Training, fit, learning_rate_schedule, lightning_precision
 from climapred.learning.windows import Split
+from climapred.models.recurrent import Network
 from climapred.models.scaled import Scaled
 from tests.learning.waves import (
     GRID,
@@ -45,11 +46,13 @@ def by_hand(module, fields, period):
     return forecast[:, :, 0].double().numpy(), windows[:, 3:, 0].double().numpy()
 
 
-class Tiny(nn.Module):
+class Tiny(Network):
     """A network of two numbers that writes down how it is called."""
 
+    feeds_back = False
+
     def __init__(self, feeds_back=False):
-        super().__init__()
+        super().__init__(1)
         self.slope, self.offset = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(0.1))
         self.feeds_back, self.calls = feeds_back, []
 
@@ -70,6 +73,21 @@ def undisturbed(tmp_path_factory):
 
 
 # What is learned.
+
+
+class Costly(Tiny):
+    """Asks for 5 more than the error costs."""
+
+    def take_penalty(self):
+        return torch.tensor(5.0) if self.training else None
+
+
+def test_what_a_network_asks_for_is_a_part_of_the_loss(tmp_path):
+    losses = []
+    for kind in (Tiny, Costly):
+        train(tmp_path / kind.__name__, module=make_tiny(kind), epochs=1)
+        losses.append(float(read_rows(tmp_path / kind.__name__)[0]["train_loss"]))
+    assert losses[1] - losses[0] == pytest.approx(5, abs=1e-4)
 
 
 def test_a_network_learns_to_move_a_wave(tmp_path):
