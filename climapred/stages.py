@@ -330,7 +330,7 @@ def forecast_model(run: Run, name: str) -> None:
         (run.out / "correlations" / f"{name}.nc").unlink(missing_ok=True)
     else:
         (run.out / "correlations").mkdir(exist_ok=True)
-        adjacency = adjacency_to_cf(weights, model.grid, source=origin)
+        adjacency = adjacency_to_cf(weights, model.node_grid, source=origin)
         write_netcdf(adjacency, run.out / "correlations" / f"{name}.nc")
 
 

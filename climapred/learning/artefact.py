@@ -6,6 +6,7 @@ import copy
 import hashlib
 import importlib.metadata
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,12 +18,14 @@ import xarray as xr
 from torch import Tensor, nn
 
 from climapred.data.regrid import Method, Regridder
-from climapred.grid import Grid
+from climapred.grid import Array, Grid
 from climapred.learning.dataset import Forcing
 from climapred.learning.files import blaming, check_tensors, outline, read_model, write_model
 from climapred.learning.windows import Window
 from climapred.models import build_model, grid_bound
+from climapred.models.adjacency import LearnedAdjacency
 from climapred.models.scaled import Inputs, Missing, Scaled, Target
+from climapred.models.streamed import StreamedAdjacency
 from climapred.variables import VARIABLES
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
+_MOST_NODES = 2**14
 _GRID_AXES = ("latitude", "longitude", "latitude_bounds", "longitude_bounds")
 
 
@@ -91,14 +95,27 @@ class TrainedModel:
         return digest.hexdigest()[:16]
 
     def adjacency(self) -> np.ndarray | None:
-        """Return the learned adjacency (N, N), row = target, nodes in C order of the grid; None if the model has none."""
+        """Return the learned adjacency (N, N), row = target, nodes in C order of ``node_grid``; None if the model has none.
+
+        Of more than 16,384 nodes it would take more than a GiB, and is None too: ask ``module.network.shared()`` for blocks.
+        """
         shared = getattr(self.module.network, "shared", None)
         if shared is None:
             return None
         with torch.no_grad():
             made = shared()
+            if isinstance(made, StreamedAdjacency):
+                if len(made.targets) > _MOST_NODES:
+                    return None
+                made = made.block(slice(None))
             weights: np.ndarray = getattr(made, "adjacency", made).float().cpu().numpy()
         return weights
+
+    @property
+    def node_grid(self) -> Grid:
+        """The points that the adjacency links: those of the grid, or every other one (LS-NTP's ``downsample``)."""
+        axes = _node_axes(self.options, self.grid.latitude, self.grid.longitude)
+        return self.grid if len(axes[0]) == self.grid.shape[0] else Grid(*axes)
 
     def forecast(
         self,
@@ -189,8 +206,8 @@ def scaled_network(
         raise ValueError(f"the statistics lack {', '.join(sorted(missing))}; they hold {known}")
     torch.manual_seed(seed)
     chosen = statistics.sel(variable=list(variables))
-    shape = (statistics.sizes["latitude"], statistics.sizes["longitude"])
-    network = _network(architecture, options, len(variables), scaling, shape, window)
+    axes = (statistics["latitude"].values, statistics["longitude"].values)
+    network = _network(architecture, options, len(variables), scaling, axes, window)
     orders = None
     if scaling.inputs == "anomaly":
         annual, daily = (int(statistics["climatology"].attrs[name]) for name in ("annual", "daily"))
@@ -209,14 +226,27 @@ def _network(
     options: dict[str, Any],
     channels: int,
     scaling: Scaling,
-    shape: tuple[int, int],
+    axes: tuple[Array, Array],
     window: Window,
 ) -> nn.Module:
-    sizes = {"channels": channels, "forcings": 2 * len(scaling.forcings), "height": shape[0], "width": shape[1]}
+    height, width = map(len, axes)
+    sizes = {"channels": channels, "forcings": 2 * len(scaling.forcings), "height": height, "width": width}
     sizes |= {"history": window.history, "horizon": window.horizon}
     if given := set(sizes) & set(options):
         raise ValueError(f"options of {architecture}: {', '.join(sorted(given))} come from the data, leave them out")
-    return build_model(architecture, **sizes, **options)
+    network = build_model(architecture, **sizes, **options)
+    shared = getattr(network, "shared", None)
+    if isinstance(shared, LearnedAdjacency) and shared.max_km < math.inf:
+        shared.place(*map(torch.tensor, _node_axes(options, *axes)))
+    return network
+
+
+def _node_axes(options: dict[str, Any], *axes: Array) -> tuple[Array, ...]:
+    """Return the latitudes and longitudes of the nodes: those in the middle of a kernel of stride 2 where there is one."""
+    if not options.get("downsample"):
+        return axes
+    edge = options.get("kernel", 3) // 2
+    return tuple(axis[edge : len(axis) - edge : 2] for axis in axes)
 
 
 def _scaled(network: nn.Module, reference: Tensor, scale: Tensor, scaling: Scaling) -> Scaled:
@@ -292,9 +322,8 @@ def _restored(content: _Description, tensors: dict[str, Tensor]) -> Scaled:
     """Return the described network with ``tensors``, which are compared with an outline before anything is allocated."""
 
     def network() -> nn.Module:
-        return _network(
-            content.architecture, content.options, channels, content.scaling, content.grid.shape, content.window
-        )
+        axes = (content.grid.latitude, content.grid.longitude)
+        return _network(content.architecture, content.options, channels, content.scaling, axes, content.window)
 
     channels, one, scaling = len(content.variables), torch.ones(()), content.scaling
     shape = (1, channels, 1, 1)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from climapred.models.adjacency import LearnedAdjacency, mix
+from climapred.models.adjacency import LearnedAdjacency, heard, mix
 from climapred.models.convlstm import ConvLSTMCell, joined
-from climapred.models.recurrent import EncoderForecaster, State, stacked
+from climapred.models.recurrent import EncoderForecaster, Layers, State, in_form
+from climapred.models.spatial import Convolution
+
+VARIANTS = ("climapred", "paper")
 
 
 class NodeAttention(nn.Module):
     """Node-based spatial attention (NSA): a weight in (0, 1) for each channel of each node.
 
     y = x * sigmoid(W3 r(N(W2 r(N(W1 x))))) with 1x1 convolutions W, r = ReLU and N = GroupNorm of one group.
+
+    Args:
+        channels: of x.
+        silent: how many of them, the first ones, are always zero; they are left out of x and of y.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, silent: int = 0) -> None:
         super().__init__()
+        self.silent = silent
         layers: list[nn.Module] = []
         for _ in range(2):
             layers += [nn.Conv2d(channels, channels, 1), nn.GroupNorm(1, channels), nn.ReLU()]
@@ -27,25 +38,111 @@ class NodeAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` ``(B, C, H, W)``, each node weighed."""
-        return x * torch.sigmoid(self.score(x))
+        if not self.silent:
+            return x * torch.sigmoid(self.score(x))
+        weights = dict(self.score.named_parameters())
+        live = {key: weights[key][self.silent :] for key in ("6.weight", "6.bias")}
+        live["0.weight"] = weights["0.weight"][:, self.silent :]
+        return x * torch.sigmoid(functional_call(self.score, live, (x,)))
+
+
+@dataclass(frozen=True)
+class LSConv:
+    """What an LS-Conv is made of: y = W * (I + A) NSA(X), and what can be left out of it or changed.
+
+    Attributes:
+        attention: NSA.
+        self_loop: the I.
+        start: 1 for the paper's form. Else y = W * (X + g A NSA(X)): the long range is a branch beside a ConvLSTM, with a
+            learned factor g for each channel that starts here.
+        paper: gates as in the authors' code, W without a bias and ReLU(y), so that no gate closes below a half but by
+            its peephole; Xavier's initial weights.
+    """
+
+    attention: bool = True
+    self_loop: bool = True
+    start: float = 1.0
+    paper: bool = False
+
+
+_WHOLE = LSConv()
 
 
 class LSConvLSTMCell(ConvLSTMCell):
     """ConvLSTM whose convolution becomes the LS-Conv: NSA, then ``(I + A) X`` over all nodes, then k x k (LSI).
 
-    The adjacency A arrives as ``shared``, (H W, H W): the layers of a network share it.
+    The adjacency A arrives as ``shared``: the layers of a network share it. None: there is no long range.
+
+    Args:
+        inputs, hidden, kernel: see ``ConvLSTMCell``.
+        form: see ``LSConv``.
+        silent: channels of an input that is always zero, as that of the paper's decoder. They have weights, which never
+            get a gradient, and no part in what is computed.
     """
 
-    def __init__(self, inputs: int, hidden: int, kernel: int = 3) -> None:
+    def __init__(self, inputs: int, hidden: int, kernel: int = 3, *, form: LSConv = _WHOLE, silent: int = 0) -> None:
         super().__init__(inputs, hidden, kernel)
-        self.attention = NodeAttention(inputs + hidden)
+        self.form, self.silent = form, silent
+        channels = silent + inputs + hidden
+        if form.paper:
+            self.gates = Convolution(channels, 4 * hidden, kernel, bias=False)
+            nn.init.xavier_normal_(self.gates.weight)
+            bound = math.sqrt(6 / (hidden + 1))  # Xavier's for a weight of the shape (1, hidden, 1, 1)
+            nn.init.uniform_(self.peepholes.weight, -bound, bound)
+        self.attention = NodeAttention(channels, silent) if form.attention else nn.Identity()
+        self.scale = None if form.start == 1 else nn.Parameter(torch.full((inputs + hidden, 1, 1), form.start))
 
     def forward(self, x: Tensor | None, state: State, shared: Any = None) -> tuple[Tensor, State]:
         """Return ``h'`` and the state ``(h', c')``."""
         hidden, cell = state
-        mixed = mix(self.attention(joined(x, hidden)), shared)
-        hidden, cell = self.peepholes(self.gates(mixed), cell)
+        gates = self._convolved(self._mixed(joined(x, hidden), shared))
+        hidden, cell = self.peepholes(torch.relu(gates) if self.form.paper else gates, cell)
         return hidden, (hidden, cell)
+
+    def _mixed(self, x: Tensor, adjacency: Any) -> Tensor:
+        """Return what each node has and hears."""
+        sent = self.attention(x)
+        if adjacency is None:
+            return sent
+        if self.scale is not None:
+            return x + self.scale.to(x.dtype) * heard(sent, adjacency)
+        return mix(sent, adjacency) if self.form.self_loop else heard(sent, adjacency)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        if not self.silent:
+            return self.gates(x)
+        return functional_call(self.gates, {"weight": self.gates.weight[:, self.silent :]}, (x,))
+
+
+class Halved(nn.Module):
+    """A cell behind a linear convolution with stride 2: it sees every other point, ``(H - k) // 2 + 1`` rows.
+
+    The convolution has no padding, so that nothing is added at the edges, and knows no closed circle.
+    """
+
+    def __init__(self, cell: Layers, kernel: int) -> None:
+        super().__init__()
+        self.cell, self.inputs, self.hidden = cell, cell.inputs, cell.hidden
+        self.reduce = nn.Conv2d(self.inputs, self.inputs, kernel, stride=2)
+
+    def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> State:
+        """Return the state of the cell on its grid."""
+        return self.cell.initial_state(batch, *halved(height, width, self.reduce.kernel_size[0]), like)
+
+    def forward(self, x: Tensor, state: State, shared: Any = None) -> tuple[Tensor, State]:
+        """Return the output and the state of the cell."""
+        following: tuple[Tensor, State] = self.cell(self.reduce(x), state, shared)
+        return following
+
+
+def halved(height: int, width: int, kernel: int) -> tuple[int, int]:
+    """Return the size that a convolution with stride 2 leaves of a grid."""
+    if min(height, width) < kernel or height % 2 == 0 or width % 2 == 0:
+        raise ValueError(
+            f"downsample needs odd height and width of at least {kernel}, so that its inverse restores them, got {height} x "
+            f"{width}; leave out a row or a column, or downsample"
+        )
+    return (height - kernel) // 2 + 1, (width - kernel) // 2 + 1
 
 
 def ls_ntp(
@@ -60,12 +157,72 @@ def ls_ntp(
     embedding: int = 128,
     feedback: bool = False,
     one_pass: bool = False,
+    variant: str = "climapred",
+    downsample: bool = False,
+    attention: bool = True,
+    long_range: bool = True,
+    short_range: bool = True,
+    self_loop: bool = True,
+    directed: bool = False,
+    floor: bool = True,
+    max_km: float = math.inf,
+    long_range_start: float = 1.0,
+    adjacency: str = "auto",
 ) -> EncoderForecaster:
     """Return LS-NTP for a grid of ``height`` x ``width`` points: LS-ConvLSTM cells that share one learned adjacency.
 
-    Apart from the paper's code: gates without the ReLU that would hold them at 0.5 or more, a bias, and no weights on the
-    forecaster's input, which is zero there. ``feedback`` and ``one_pass``: see ``convlstm``.
+    ``variant="climapred"`` has gates without the ReLU that would hold them at a half or more, a bias, no weights on the
+    forecaster's input, which is zero there, and a readout that starts at zero. ``variant="paper"`` is the authors' network, to
+    the last parameter: gates without bias and with ReLU, a decoder that eats zeros, whose weights are there but not computed
+    with, and their initial weights. Like the other it forecasts over any horizon.
+
+    Args:
+        feedback, one_pass: see ``convlstm``.
+        downsample: the cells work on half the rows and columns, behind a convolution with stride 2, and a transposed one
+            reads the forecast off (the paper on ERA5). Only for odd ``height`` and ``width``.
+        attention, long_range, short_range: False leaves out NSA, LAGC (the adjacency) or LSI (the gates then look at one node)
+            for the ablations of Table 4. Its DAGG-ConvLSTM, for want of equations, is read as AGCRN's graph convolution in
+            the gates: ``attention=False, short_range=False``.
+        self_loop: False leaves a node with what it hears, A X, instead of (I + A) X.
+        directed, floor, max_km: see ``LearnedAdjacency``; ``max_km`` needs ``network.shared.place``.
+        long_range_start: other than 1, the long range is a branch with a learned factor that starts there, see
+            ``LSConv``: with 0, an untrained network is a ConvLSTM.
+        adjacency: "dense", "streamed" or "auto", see ``LearnedAdjacency``; both are exact.
     """
-    sizes: Any = {"channels": channels, "forcings": forcings, "hidden": hidden, "layers": layers, "kernel": kernel}
-    adjacency = LearnedAdjacency(height * width, embedding)
-    return stacked(LSConvLSTMCell, **sizes, feedback=feedback, one_pass=one_pass, shared=adjacency)
+    _check(variant, self_loop=self_loop, branch=long_range_start != 1, long_range=long_range)
+    paper, size = variant == "paper", kernel if short_range else 1
+    rows, columns = halved(height, width, kernel) if downsample else (height, width)
+    links: Any = {"directed": directed, "floor": floor, "max_km": max_km, "form": adjacency}
+    shared = LearnedAdjacency(rows * columns, embedding, **links) if long_range else None
+    parts = LSConv(attention, self_loop, long_range_start if long_range else 1.0, paper)
+
+    def cells(inputs: int) -> nn.Module:
+        silent = hidden if paper and not inputs else 0
+        made = Layers(
+            LSConvLSTMCell(hidden if layer else inputs, hidden, size, form=parts, silent=0 if layer else silent)
+            for layer in range(layers)
+        )
+        return Halved(made, kernel) if downsample and inputs else made
+
+    form: Any = {"channels": channels, "forcings": forcings, "feedback": feedback, "one_pass": one_pass}
+    readout = _readout(hidden, channels, kernel, downsample=downsample, paper=paper)
+    return in_form(cells, readout=readout, shared=shared, **form)
+
+
+def _check(variant: str, *, self_loop: bool, branch: bool, long_range: bool) -> None:
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    if not self_loop and (branch or not long_range):
+        raise ValueError(
+            "self_loop=False needs the long range in the paper's form: long_range=True and long_range_start=1"
+        )
+
+
+def _readout(hidden: int, channels: int, kernel: int, *, downsample: bool, paper: bool) -> nn.Module | int:
+    """Return what reads a frame off the last output, on the grid of the frames; zero at first, but in the paper."""
+    if not downsample:
+        return Convolution(hidden, channels, kernel) if paper else kernel
+    readout = nn.ConvTranspose2d(hidden, channels, kernel, stride=2)
+    for parameter in readout.parameters() if not paper else ():
+        nn.init.zeros_(parameter)
+    return readout

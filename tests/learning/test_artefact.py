@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from climapred.data.regrid import regrid
-from climapred.grid import Grid
+from climapred.grid import Grid, great_circle_km
 from climapred.learning.artefact import Scaling, load_model, save_model, scaled_network
 from climapred.learning.forecast import forecast
 from climapred.learning.windows import Window
@@ -401,3 +401,27 @@ def test_what_cannot_be_built_is_named(statistics):
         Scaling("anomalies")
     with pytest.raises(ValueError, match="target must be one of change, value, got 'values'"):
         Scaling(target="values")
+
+
+@pytest.mark.parametrize("form", ["dense", "streamed"])
+def test_links_have_a_longest_distance_and_every_other_point_may_be_a_node(fields, make_model, tmp_path, form):
+    model = make_model(max_km=1500.0, downsample=True, adjacency=form)
+    assert model.node_grid.shape == (2, 3)
+    nodes = model.node_grid.latitude, model.node_grid.longitude
+    np.testing.assert_array_equal(model.node_grid.latitude, fields["latitude"].values[[1, 3]])
+    np.testing.assert_array_equal(model.node_grid.longitude, fields["longitude"].values[[1, 3, 5]])
+    latitude, longitude = (axis.ravel() for axis in np.meshgrid(*nodes, indexing="ij"))
+    far = great_circle_km(latitude[:, None], longitude[:, None], latitude, longitude) > 1500
+    assert 0 < far.sum() < far.size
+    np.testing.assert_array_equal(model.adjacency() == 0, far)
+    save_model(model, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.adjacency(), model.adjacency())
+    seen = fields.isel(time=slice(0, 3))
+    xr.testing.assert_identical(loaded.forecast(seen), model.forecast(seen))
+
+
+def test_the_adjacency_of_agcrn_is_a_matrix_too(make_model):
+    weights = make_model("agcrn", embedding=4).adjacency()
+    assert weights.shape == (35, 35)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)

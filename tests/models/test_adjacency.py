@@ -3,12 +3,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from climapred.models.adjacency import LearnedAdjacency, mix
+from climapred.models.adjacency import DENSE_NODES, LearnedAdjacency, heard, mix
+from climapred.models.streamed import StreamedAdjacency
 
 
-def make_adjacency(nodes=12, embedding=3, *, size=1.0, seed=0):
+def make_adjacency(nodes=12, embedding=3, *, size=1.0, seed=0, **options):
     torch.manual_seed(seed)
-    adjacency = LearnedAdjacency(nodes, embedding).double()
+    adjacency = LearnedAdjacency(nodes, embedding, **options).double()
     with torch.no_grad():
         adjacency.embedding.mul_(size)
     return adjacency
@@ -81,8 +82,99 @@ def test_a_constant_field_doubles():
     torch.testing.assert_close(mix(torch.ones(1, 2, 3, 4), make_adjacency()().float()), torch.full((1, 2, 3, 4), 2.0))
 
 
+def test_heard_is_mix_without_the_point_itself():
+    x, weights = torch.randn(2, 3, 4, 5), make_adjacency(20)().float()
+    torch.testing.assert_close(heard(x, weights), mix(x, weights) - x)
+
+
+def test_symmetric_logits_know_no_direction_and_directed_ones_do():
+    # log A_ij = s_ij - L_i; with L added again, what is left is s.
+    for directed in (False, True):
+        adjacency = make_adjacency(size=3.0, directed=directed)
+        weights = adjacency()
+        logits = weights.log() - weights.min(dim=1, keepdim=True).values.log()
+        assert torch.allclose(logits, logits.T) != directed
+        assert len(list(adjacency.parameters())) == 1 + directed
+
+
+def test_directed_weights_are_those_of_the_formula():
+    adjacency = make_adjacency(directed=True)
+    scores = torch.exp((adjacency.embedding @ adjacency.sources.T).clamp(min=0))
+    torch.testing.assert_close(adjacency(), scores / scores.sum(dim=1, keepdim=True))
+
+
+def test_without_floor_unrelated_pairs_have_no_weight_and_the_others_keep_what_is_above_it():
+    whole, above = make_adjacency(30, 4, size=2.0)(), make_adjacency(30, 4, size=2.0, floor=False)()
+    floor = whole.min(dim=1, keepdim=True).values
+    torch.testing.assert_close(above, whole - floor)
+    adjacency = make_adjacency(30, 4, size=2.0)
+    unlike = adjacency.embedding @ adjacency.embedding.T < 0
+    assert above[unlike].abs().max() < 1e-16
+    assert (above.sum(dim=1) < 1).all()
+
+
+def test_without_floor_and_similarity_nobody_is_heard():
+    assert not make_adjacency(size=0.0, floor=False)().any()
+
+
+def place(adjacency):
+    adjacency.place([0.0, 45.0, 90.0], torch.tensor([0.0, 90.0, 180.0, 270.0]))
+    return adjacency
+
+
+QUARTER = 6371.229 * torch.pi / 2  # km from the equator to the pole
+
+
+@pytest.mark.parametrize("form", ["dense", "streamed"])
+@pytest.mark.parametrize(
+    ("max_km", "linked"),
+    [
+        # from 0 N 0 E: itself; its neighbour at 45 N; 0 N 90 E, 0 N 270 E and the pole, which has four nodes,
+        # and 45 N 90 E and 45 N 270 E, also at a quarter of the circle; at the antipode ends the world
+        (0.0, {0}),
+        (0.51 * QUARTER, {0, 4}),
+        (1.01 * QUARTER, {0, 1, 3, 4, 5, 7, 8, 9, 10, 11}),
+        (2.01 * QUARTER, set(range(12))),
+        (1e9, set(range(12))),
+    ],
+)
+def test_links_beyond_a_great_circle_distance_are_cut_and_the_others_kept(form, max_km, linked):
+    whole = make_adjacency()()
+    cut = place(make_adjacency(max_km=max_km, form=form))()
+    row = (cut if form == "dense" else cut.block(slice(None)))[0]
+    assert set(row.nonzero().flatten().tolist()) == linked
+    torch.testing.assert_close(row[sorted(linked)], whole[0, sorted(linked)])
+
+
+def test_a_distance_needs_places_and_places_fit_the_nodes():
+    with pytest.raises(
+        ValueError, match=r"max_km=500.0 needs the places of the nodes: call place\(latitude, longitude\)"
+    ):
+        make_adjacency(max_km=500.0)()
+    with pytest.raises(ValueError, match="12 nodes are not the points of 2 x 5"):
+        make_adjacency().place([0.0, 1.0], range(5))
+    with pytest.raises(ValueError, match="max_km must be at least 0, got -1"):
+        LearnedAdjacency(6, 2, max_km=-1)
+    with pytest.raises(ValueError, match="max_km must be at least 0, got nan"):
+        LearnedAdjacency(6, 2, max_km=float("nan"))
+    assert "positions" not in make_adjacency().state_dict()  # they belong to the grid, which a model knows anyway
+
+
+def test_the_path_is_chosen_by_size():
+    made = {nodes: LearnedAdjacency(nodes, 1, form="auto") for nodes in (DENSE_NODES, DENSE_NODES + 1)}
+    assert [adjacency.streamed for adjacency in made.values()] == [False, True]
+    assert isinstance(LearnedAdjacency(5, 2, form="streamed")(), StreamedAdjacency)
+    assert isinstance(LearnedAdjacency(5, 2)(), torch.Tensor)
+    with pytest.raises(ValueError, match="adjacency must be one of auto, dense, streamed, got 'sparse'"):
+        LearnedAdjacency(5, 2, form="sparse")
+
+
 def test_sizes_are_checked_and_shown():
     assert repr(LearnedAdjacency(6, 2)) == "LearnedAdjacency(nodes=6, embedding=2)"
+    changed = LearnedAdjacency(6, 2, directed=True, floor=False, max_km=500, form="streamed")
+    assert repr(changed) == (
+        "LearnedAdjacency(nodes=6, embedding=2, directed=True, streamed=True, floor=False, max_km=500)"
+    )
     with pytest.raises(ValueError, match="at least 2 nodes and 1 embedding channel, got nodes=1, embedding=4"):
         LearnedAdjacency(1, 4)
     with pytest.raises(ValueError, match="got nodes=5, embedding=0"):

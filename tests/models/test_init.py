@@ -225,7 +225,8 @@ def test_errors_list_what_is_known():
     with pytest.raises(ValueError, match=r"unknown model 'lstm'; known models: convlstm, ls_ntp"):
         build_model("lstm")
     options = (
-        "height, width, channels, forcings, hidden, layers, kernel, embedding, feedback, one_pass, patch, periodic"
+        "height, width, channels, forcings, hidden, layers, kernel, embedding, feedback, one_pass, variant, downsample, "
+        "attention, long_range, short_range, self_loop, directed, floor, max_km, long_range_start, adjacency, patch, periodic"
     )
     with pytest.raises(ValueError, match=rf"model 'ls_ntp' has no option depth, gates; its options: {options}$"):
         build_model("ls_ntp", gates=4, depth=1, hidden=3, **GRID)

@@ -1,0 +1,131 @@
+"""A learned adjacency that is never stored: its product with fields, and the gradients, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCKS = {"cpu": 512}  # rows and columns at a time: 1 MiB in float32, which a core keeps near it
+LARGE_BLOCK = 4096  # elsewhere: few launches, and a block of 64 MiB
+
+Nodes = slice | Tensor  # a choice of nodes
+
+
+class StreamedAdjacency(NamedTuple):
+    """A = softmax_rows(ReLU(E F^T)) of N nodes, as what it is made of: O(N) numbers instead of N x N.
+
+        A_ij = exp(s_ij - L_i),    s = ReLU(E F^T),    L_i = log sum_j exp(s_ij)
+
+    Attributes:
+        targets, sources: E and F, ``(N, D)``; E twice where the logits are symmetric.
+        log_sums: L, ``(N,)``; see ``log_sums``.
+        floor: whether A keeps what every pair gets; else exp(-L_i), the weight of an unrelated pair, is taken off.
+        positions: the nodes on the unit sphere, ``(N, 3)``; None where distance does not count.
+        chord: the longest between linked nodes on that sphere; those farther apart have the weight 0.
+    """
+
+    targets: Tensor
+    sources: Tensor
+    log_sums: Tensor
+    floor: bool = True
+    positions: Tensor | None = None
+    chord: float = 2.0
+
+    @torch.compiler.disable  # it would unroll the loop over the blocks
+    def __call__(self, nodes: Tensor) -> Tensor:
+        """Return ``X A^T`` for X ``(..., N)``: what each node hears.
+
+        Under autocast X and the products with it have its dtype; scores, weights and sums keep that of E.
+        """
+        device = nodes.device.type
+        if torch.is_autocast_enabled(device):
+            nodes = nodes.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            heard: Tensor = _Product.apply(nodes.flatten(0, -2), *self)
+        return heard.view_as(nodes)
+
+    def block(self, rows: Nodes, columns: Nodes = slice(None)) -> Tensor:
+        """Return the weights A[rows, columns], without gradients; ``block(slice(3, 5))`` are two whole rows."""
+        with torch.no_grad():
+            scores = _scores(self.targets, self.sources, rows, columns)
+            return self.kept(torch.exp(scores - self.log_sums[rows, None]), self.near(rows, columns), rows)
+
+    def near(self, rows: Nodes, columns: Nodes) -> Tensor | None:
+        """Return whether the nodes are near enough for a link; None if all are."""
+        return None if self.positions is None else within(self.positions[rows], self.positions[columns], self.chord)
+
+    def kept(self, shares: Tensor, near: Tensor | None, rows: Nodes) -> Tensor:
+        """Return what ``floor`` and ``near`` leave of ``shares`` of the softmax."""
+        kept = shares if self.floor else shares - torch.exp(-self.log_sums[rows, None])
+        return kept if near is None else kept * near
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def log_sums(targets: Tensor, sources: Tensor) -> Tensor:
+    """Return L_i = log sum_j exp(ReLU(E F^T)_ij), ``(N,)``, of E and F ``(N, D)``: a running softmax over blocks.
+
+    It carries no gradient: a product with the adjacency knows how L depends on E and F.
+    """
+    sums = targets.new_full((len(targets),), -torch.inf)
+    for rows, columns in _blocks(targets):
+        part = torch.logsumexp(_scores(targets, sources, rows, columns), dim=1)
+        sums[rows] = torch.logaddexp(sums[rows], part)
+    return sums
+
+
+def within(targets: Tensor, sources: Tensor, chord: float) -> Tensor:
+    """Return whether points of the unit sphere ``(N, 3)``, ``(M, 3)`` are at most ``chord`` apart, ``(N, M)``."""
+    return torch.cdist(targets, sources, compute_mode="donot_use_mm_for_euclid_dist") <= chord
+
+
+class _Product(torch.autograd.Function):
+    """Y = X A^T and its gradients; on the way back, the blocks of A are made again.
+
+    With G = dLoss/dY, P = exp(s - L), W = what floor and distance leave of P, M = 1 for pairs near enough, else 0:
+
+        dX = G W      ds_ij = P_ij (M_ij sum_m G_mi X_mj - sum_m G_mi Y_mi), 0 where s_ij = 0      dE = ds F      dF = ds^T E
+    """
+
+    @staticmethod
+    def forward(ctx: Any, nodes: Tensor, *adjacency: Any) -> Tensor:
+        links = StreamedAdjacency(*adjacency)
+        heard = torch.zeros_like(nodes, dtype=links.log_sums.dtype)
+        for rows, columns in _blocks(links.targets):
+            heard[:, rows] += nodes[:, columns] @ links.block(rows, columns).to(nodes.dtype).T
+        heard = heard.to(nodes.dtype)
+        ctx.save_for_backward(nodes, heard, links.targets, links.sources, links.log_sums, links.positions)
+        ctx.floor, ctx.chord = links.floor, links.chord
+        return heard
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_heard: Tensor) -> tuple[Tensor | None, ...]:
+        nodes, heard, targets, sources, sums, positions = ctx.saved_tensors
+        links = StreamedAdjacency(targets, sources, sums, ctx.floor, positions, ctx.chord)
+        d_nodes, d_targets, d_sources = (torch.zeros_like(x, dtype=sums.dtype) for x in (nodes, targets, sources))
+        through_sums = (d_heard.to(sums.dtype) * heard).sum(dim=0)[:, None]
+        for rows, columns in _blocks(targets):
+            scores, near = _scores(targets, sources, rows, columns), links.near(rows, columns)
+            related, shares = scores > 0, torch.exp(scores - sums[rows, None])
+            d_nodes[:, columns] += d_heard[:, rows] @ links.kept(shares, near, rows).to(nodes.dtype)
+            d_weights = (d_heard[:, rows].T @ nodes[:, columns]).to(sums.dtype)
+            d_weights = d_weights if near is None else d_weights.mul_(near)
+            d_scores = d_weights.sub_(through_sums[rows]).mul_(shares).mul_(related)
+            d_targets[rows] += d_scores @ sources[columns]
+            d_sources[columns] += d_scores.T @ targets[rows]
+        return d_nodes.to(nodes.dtype), d_targets, d_sources, None, None, None, None
+
+
+def _scores(targets: Tensor, sources: Tensor, rows: Nodes, columns: Nodes) -> Tensor:
+    return torch.relu_(targets[rows] @ sources[columns].T)
+
+
+def _blocks(targets: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of every block between the nodes of E, one row of blocks after the other."""
+    size = BLOCKS.get(targets.device.type, LARGE_BLOCK)
+    pieces = [slice(start, start + size) for start in range(0, len(targets), size)]
+    return ((rows, columns) for rows in pieces for columns in pieces)
