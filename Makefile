@@ -35,6 +35,8 @@ bench: $(VENV)/.bench  ## measure against peers, side by side; the tables go to 
 	$(VENV)/bin/python benchmarks/loading.py
 	$(VENV)/bin/python benchmarks/training.py
 	$(VENV)/bin/python benchmarks/regridding.py
+	$(VENV)/bin/python benchmarks/building.py
+	$(VENV)/bin/python benchmarks/ls_ntp.py
 	$(VENV)/bin/python benchmarks/models.py
 	$(VENV)/bin/python examples/moving_digits.py --out benchmarks/results/moving_digits.md
 

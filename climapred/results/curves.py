@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from climapred.grid import Array
-from climapred.results.baselines import BASELINES
+from climapred.results.baselines import BASELINES, FURTHER_BASELINES
 from climapred.results.captions import labelled, units_of
 from climapred.results.geography import PALE
 from climapred.results.sheet import OKABE_ITO, blank_figure, place_axes, with_dims, write_footer
@@ -27,7 +27,7 @@ _ABBREVIATIONS = ("mae", "rmse", "acc", "crps", "ssim", "psnr")
 def plot_scores(
     scores: xr.Dataset,
     *,
-    baselines: Collection[str] = BASELINES,
+    baselines: Collection[str] = (*BASELINES, *FURTHER_BASELINES),
     metrics: Sequence[str] = ("mae", "rmse", "bias"),
     lower: xr.Dataset | None = None,
     upper: xr.Dataset | None = None,
