@@ -51,6 +51,10 @@ def run(
         typer.Option("--append", help="take files that have grown for unchanged where the tensors hold them already"),
     ] = False,
     repair: Annotated[bool, typer.Option("--repair", help="read the tensors again, write damaged shards anew")] = False,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="forecasts of others, scored beside ours; may be repeated"),
+    ] = None,
 ) -> None:
     """Run a recipe: build, train, forecast, evaluate, maps. Interrupted, it goes on where it stopped.
 
@@ -62,7 +66,7 @@ def run(
     from climapred.learning.order import Share
     from climapred.recipe import RecipeError
 
-    console = Console(stderr=True)
+    console, set_ = Console(stderr=True), [*(set_ or ()), *_parse_baselines(baseline or ())]
     if until is not None and until not in pipeline.STAGES:
         raise typer.BadParameter(
             f"{until!r} is not a stage; stages: {', '.join(pipeline.STAGES)}", param_hint="--until"
@@ -72,16 +76,16 @@ def run(
     try:
         if part:
             resources: Any = {"scheduler": scheduler, "workers": workers, "console": console}
-            pipeline.build_part(recipe, out, _parse_part(part), overrides=set_ or (), **resources)
+            pipeline.build_part(recipe, out, _parse_part(part), overrides=set_, **resources)
             return
         if finish:
-            done = pipeline.finish_build(recipe, out, overrides=set_ or (), console=console)
+            done = pipeline.finish_build(recipe, out, overrides=set_, console=console)
             console.print("build: the tensors are finished" if done else "nothing to do: the tensors are finished")
             return
         done = pipeline.run(
             recipe,
             out,
-            overrides=set_ or (),
+            overrides=set_,
             until=until,
             restart=restart,
             scheduler=scheduler,
@@ -100,6 +104,17 @@ def run(
     if not done:
         console.print("nothing to do: every stage is finished, for this recipe and these files")
     typer.echo(pipeline.report(out))
+
+
+def _parse_baselines(items: Sequence[str]) -> list[str]:
+    """Return the override of a recipe that scores the forecasts in these files, or none."""
+    external = {}
+    for item in items:
+        name, separator, path = item.partition("=")
+        if not (name and separator and path):
+            raise typer.BadParameter(f"{item!r} is not NAME=FILE, such as gfs=gfs.nc", param_hint="--baseline")
+        external[name] = {"path": path}
+    return [f"scores.external={json.dumps(external)}"] if external else []
 
 
 def _parse_part(text: str) -> tuple[int, int]:

@@ -359,6 +359,13 @@ def test_regrid_errors_are_one_clear_line(tmp_path, options, message):
     assert not list(tmp_path.glob("out*"))
 
 
+def test_a_baseline_is_a_name_and_a_file(tmp_path):
+    code, _, err = climapred("run", "pipelines/demo.yaml", "--out", tmp_path / "out", "--baseline", "gfs.nc")
+    assert code == 2
+    assert "'gfs.nc' is not NAME=FILE, such as gfs=gfs.nc" in plain(err)
+    assert not (tmp_path / "out").exists()
+
+
 def test_models_are_listed_with_their_costs():
     code, out, _ = climapred("models", "--grid", "10x12", "--horizon", "2", "--set", "hidden=4", "--set", "cell=conv")
     assert code == 0

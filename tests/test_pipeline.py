@@ -15,6 +15,7 @@ import xarray as xr
 from rich.console import Console
 
 from climapred import pipeline
+from climapred.cli import _parse_baselines
 from climapred.data.locks import locked
 from climapred.data.store import open_statistics, open_store
 from climapred.learning.artefact import load_model
@@ -146,7 +147,7 @@ def test_baselines_are_scored_on_the_same_windows(finished_run):
 def test_further_baselines_regions_and_forecasts_of_others(tiny_run, finished_run):
     """Another baseline, and a file of the damped one in the place of somebody else's forecasts: it has the same scores."""
     shutil.copy(finished_run.out / "forecasts/damped.nc", tiny_run.out.parent / "theirs.nc")
-    others = f"scores.external={{theirs: {{path: {tiny_run.out.parent / 'theirs.nc'}}}}}"
+    (others,) = _parse_baselines([f"theirs={tiny_run.out.parent / 'theirs.nc'}"])  # of --baseline
     overrides = ("forecast.baselines=[damped, same_hour, eof_regression]", "scores.regions={west: [30, 60, 180, 240]}")
     assert run(tiny_run, *overrides, others, until="evaluate") == [
         "forecast same_hour",
