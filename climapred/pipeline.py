@@ -34,6 +34,7 @@ from climapred.learning.windows import time_step
 from climapred.recipe import GridRecipe, Recipe, RecipeError, dump_recipe, load_recipe, located
 from climapred.results.baselines import BASELINES
 from climapred.stages import Run
+from climapred.whole import write_text
 
 Stage = Literal["build", "train", "forecast", "evaluate", "maps"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -337,7 +338,7 @@ def _write_recipe(run: Run) -> None:
     """Write the recipe with every default filled in; a run that finds nothing to do touches no file."""
     path, text = run.out / "recipe.yaml", dump_recipe(run.recipe)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        stages.write_text(path, text)
+        write_text(path, text)
 
 
 def _plain(section: Any) -> Any:

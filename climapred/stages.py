@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import importlib.metadata
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from climapred.learning.order import Share
 from climapred.learning.windows import Split, Window, chronological_split, refuse_leaks, time_step
 from climapred.recipe import GridRecipe, ModelRecipe, Recipe, SampleRecipe
 from climapred.results.baselines import BASELINES
+from climapred.whole import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -527,13 +527,6 @@ def _correlation_maps(run: Run) -> Figures:
                 return plot_correlations(weights, point=point)
 
             yield f"correlation_{model.name}_{latitude:g}N_{longitude:g}E", draw
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file at once or not at all."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _version() -> str:

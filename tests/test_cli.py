@@ -423,7 +423,10 @@ def test_plot_takes_files_of_other_authors_and_names_its_file(tmp_path, monkeypa
         (["field", "FILE", "--time", "1999-01-01"], "FILE has no time 1999-01-01; it holds 8"),
         (["field", "FILE", "--region", 0, 1, 0, 1], "must hold 2 x 2 points or more of Grid"),
         (["field", "FILE", "-o", "x.jpg"], "path must end in .png, .pdf or .svg, got 'x.jpg'"),
-        (["field", "FILE", "-o", "nowhere/x.png"], "nowhere/x.png cannot be written: there is no folder nowhere"),
+        (
+            ["field", "FILE", "-o", "nowhere/x.png"],
+            "cannot write nowhere/x.png: the folder nowhere does not exist, create it first",
+        ),
         (["field", "absent.nc"], "no file matches 'absent.nc'"),
         (["forecast", "FILE"], "FILE is no forecast: it needs lead times"),
         (

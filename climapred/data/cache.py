@@ -10,11 +10,11 @@ import json
 import logging
 import os
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from climapred.whole import replacing
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ def write_cached(kind: str, key: Mapping[str, Any], content: Any) -> None:
     line = json.dumps(content, separators=(",", ":")).encode()
     head = json.dumps({"key": dict(key), "sha256": hashlib.sha256(line).hexdigest()}).encode()
     try:
-        with replacing(path) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, contended=True) as temporary:
             temporary.write_bytes(head + b"\n" + line)
     except OSError as error:
         _log.info("%s is not kept: %s", path, error)
@@ -67,15 +68,3 @@ def write_cached(kind: str, key: Mapping[str, Any], content: Any) -> None:
 
 def _place(kind: str, key: Mapping[str, Any]) -> Path:
     return cache_folder() / kind / f"{hashlib.sha256(os.fsencode(key['path'])).hexdigest()[:32]}.json"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``, whose file takes its place if all goes well and is removed if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ a cell on the sphere is its width in longitude times its width in sin(latitude).
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from scipy.sparse import csr_array
 
 from climapred.data.weights import METHODS, Joint, Method, Separable, find_weights
 from climapred.grid import Array, Grid, ReducedGrid, axis_names, descending_axes
+from climapred.whole import replacing
 
 __all__ = ["METHODS", "Method", "Regridder", "regrid", "source_grid"]
 
@@ -157,12 +157,8 @@ class Regridder:
         }
         for name, matrix in _matrices(self.weights).items():
             content |= {f"{name}_{part}": getattr(matrix, part) for part in ("data", "indices", "indptr", "shape")}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-        try:
-            np.savez_compressed(temporary, **content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **content)
 
     @classmethod
     def load(cls, path: str | Path) -> Regridder:

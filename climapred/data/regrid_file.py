@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import xarray as xr
 from climapred.data.regrid import Method, regrid
 from climapred.data.sources import Source, open_source
 from climapred.grid import Grid, Region, axis_names
+from climapred.whole import replacing
 
 _SUFFIXES = (".nc", ".zarr")
 _THREADS = 2  # one reads while the other computes; NetCDF is read by one at a time, and more only take memory
@@ -53,7 +53,7 @@ def regrid_file(
 
     Names, attributes, the order of times and variables without a horizontal are kept; packed values are written
     unpacked, axes as (..., latitude, longitude), cells as CF bounds. The fields pass through in blocks, so that
-    memory does not grow with their number. ``out`` appears when it is whole: until then it is ``out``.tmp.
+    memory does not grow with their number. ``out`` appears when it is whole.
 
     Args:
         source: files of one kind, see ``open_source``.
@@ -73,18 +73,11 @@ def regrid_file(
         raise FileExistsError(f"{out} exists; remove it, name another, or allow it to be replaced (--overwrite)")
     opened = open_source(source, variables=variables)
     result = _described(regrid(opened, grid, method, max_missing=max_missing), grid, history)
-    temporary = out.with_name(out.name + ".tmp")
-    _remove(temporary)
     try:
-        with dask.config.set(scheduler="threads", num_workers=_THREADS):
+        with replacing(out) as temporary, dask.config.set(scheduler="threads", num_workers=_THREADS):
             _write(result, temporary, out.suffix)
-        if out.is_dir():
-            _remove(out)
-        temporary.replace(out)
     except RuntimeError as error:  # the NetCDF library says "HDF error" and no name
         raise ValueError(f"{source} cannot be read, or {out} not be written: {error}") from error
-    finally:
-        _remove(temporary)
     return result
 
 
@@ -121,10 +114,3 @@ def _write(result: xr.Dataset, path: Path, suffix: str) -> None:
     ]
     encoding = {name: {"chunksizes": sizes} for name, sizes in chunks.items()} | unfilled
     result.to_netcdf(path, engine="netcdf4", unlimited_dims=unlimited, encoding=encoding)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

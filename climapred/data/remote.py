@@ -24,7 +24,8 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from climapred.data.cache import cache_folder, read_cached, replacing, write_cached
+from climapred.data.cache import cache_folder, read_cached, write_cached
+from climapred.whole import replacing
 
 ZARR_DOCUMENTS = (
     "zarr.json",
@@ -118,7 +119,8 @@ class RemoteFile:
         version = hashlib.sha256(f"{self.url} {json.dumps(identity)}".encode()).hexdigest()[:32]
         path = cache_folder() / "files" / version / self.name
         _log.info("fetching %s to %s", self.url, path)
-        with _named(self.url), replacing(path) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _named(self.url), replacing(path, contended=True) as temporary:
             system, remote = fsspec.url_to_fs(self.url)
             system.get_file(remote, str(temporary))
             if not _has_size(temporary, identity):

@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import sys
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from climapred.grid import Grid
 from climapred.variables import VARIABLES
+from climapred.whole import write_text
 
 FORMAT = 1
 
@@ -165,7 +165,7 @@ def extend_store(path: Path, *, grid: Grid, times: npt.NDArray[np.datetime64], a
                 for name in older["variables"]:
                     shard = Path(name, "c", str(start // layout.shard), "0", "0")
                     _link(path / shard, begun / "unfinished.zarr" / shard)
-                _write_whole(begun / "journal" / f"{start}.json", json.dumps(older["shards_sha256"][str(start)]))
+                write_text(begun / "journal" / f"{start}.json", json.dumps(older["shards_sha256"][str(start)]))
         for file in (path / "statistics").rglob("*"):
             if file.is_file():
                 _link(file, begun / "unfinished.zarr" / file.relative_to(path))
@@ -344,7 +344,7 @@ def round_bits(values: Fields, keep_bits: int) -> Fields:
 def journal_shard(path: Path, start: int, checksums: Mapping[str, str]) -> None:
     """Note that the shards at ``start`` are written: {variable: SHA-256}, whole or not at all."""
     with _writing(path, f"the journal of {path.name}"):
-        _write_whole(_journal_path(path) / f"{start}.json", json.dumps(checksums))
+        write_text(_journal_path(path) / f"{start}.json", json.dumps(checksums), contended=True)
 
 
 def journalled(path: Path) -> dict[int, dict[str, str]]:
@@ -356,12 +356,6 @@ def journalled(path: Path) -> dict[int, dict[str, str]]:
 def forget_shard(path: Path, start: int) -> None:
     """Take back ``journal_shard``: the shard is written again."""
     (_journal_path(path) / f"{start}.json").unlink(missing_ok=True)
-
-
-def _write_whole(file: Path, text: str) -> None:
-    unfinished = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    unfinished.write_text(text)
-    os.replace(unfinished, file)
 
 
 def damaged_shards(store: Path, checksums: Mapping[int, Mapping[str, str]]) -> Iterator[tuple[Shard, bool]]:

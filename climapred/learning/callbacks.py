@@ -20,6 +20,7 @@ from torch import distributed
 from climapred.learning.dataset import Batch
 from climapred.learning.launch import Interrupted
 from climapred.learning.order import Share
+from climapred.whole import replacing
 
 
 def own_folder(checkpoints: Path, identity: dict[str, Any]) -> Path:
@@ -39,16 +40,10 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint whole or not at all."""
-        partial = Path(path).with_suffix(".tmp")
-        try:
-            with partial.open("wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-        except BaseException:
-            partial.unlink(missing_ok=True)  # half a checkpoint would only fill the disk further
-            raise
-        os.replace(partial, path)
+        with replacing(Path(path)) as temporary, temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -154,13 +149,11 @@ class Checkpoints(Checkpoint):
 
 
 def _second_name(path: Path, name: Path) -> None:
-    partial = name.with_suffix(".tmp")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(path, partial)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, partial)
-    os.replace(partial, name)
+    with replacing(name) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
 
 
 class Patience(EarlyStopping):
@@ -235,10 +228,8 @@ class EpochLog(Callback):
         if self.path.exists():
             with self.path.open(newline="") as stream:
                 rows = [row for row in csv.reader(stream) if row[0].isdigit() and int(row[0]) < trainer.current_epoch]
-        partial = self.path.with_suffix(".tmp")
-        with partial.open("w", newline="") as stream:
+        with replacing(self.path) as temporary, temporary.open("w", newline="") as stream:
             csv.writer(stream).writerows([self.COLUMNS, *rows])
-        os.replace(partial, self.path)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin new sums (an epoch that is resumed inside goes on with its own)."""

@@ -22,7 +22,8 @@ from PIL import Image
 from climapred.results.captions import circumstances, hours, moment, origin, quantity
 from climapred.results.geography import Geography, from_antimeridian
 from climapred.results.maps import Layer, layers
-from climapred.results.sheet import colour_bar, label_sides, map_sheet, whole_file, with_dims, write_footer
+from climapred.results.sheet import colour_bar, label_sides, map_sheet, with_dims, write_footer
+from climapred.whole import replacing
 
 Frame = npt.NDArray[np.uint8]
 
@@ -71,7 +72,7 @@ def animate(
     forecast = from_antimeridian(with_dims(forecast, dims))
     truth = None if truth is None else from_antimeridian(with_dims(truth, dims))
     film = layers(truth, forecast, limits=limits, cmap=cmap)
-    with whole_file(path) as temporary:
+    with replacing(path) as temporary:
         frames = _frames(forecast if truth is None else truth, forecast, film, model)
         colours = [
             layer.scale["cmap"] for layer in film if layer.name != "Truth"

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,8 @@ import netCDF4
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+
+from climapred.whole import replacing
 
 Chunks = Mapping[str, int]
 Ranges = Mapping[str, tuple[float, float]]
@@ -52,7 +51,7 @@ def write_netcdf(
         ValueError: if the level or a chunk makes no sense, or the values cannot be packed so.
     """
     path, dataset = Path(path), _prepared(dataset, _netcdf_storage, complevel, chunks, largest_error)
-    with _appearing(path) as temporary:
+    with replacing(path) as temporary:
         dataset.to_netcdf(temporary, engine="netcdf4", format="NETCDF4")
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -77,7 +76,7 @@ def write_zarr(
         ValueError: as ``write_netcdf`` does.
     """
     path, dataset = Path(path), _prepared(dataset, _zarr_storage, complevel, chunks, largest_error)
-    with _appearing(path) as temporary:
+    with replacing(path) as temporary:
         dataset.to_zarr(temporary, mode="w", zarr_format=3, consolidated=False, align_chunks=True)
     return path
 
@@ -114,7 +113,7 @@ def write_blocks(
     shell = _prepared(shell, _zarr_storage if zarr else _netcdf_storage, complevel, chunks, None)
     fields = [name for name, field in shell.items() if dim in field.dims]
     first = 0
-    with _appearing(path) as temporary:
+    with replacing(path) as temporary:
         if zarr:
             shell.to_zarr(temporary, mode="w", zarr_format=3, consolidated=False, compute=False)
         else:
@@ -139,28 +138,6 @@ def _put_zarr(fields: xr.Dataset, path: Path, region: Mapping[str, slice]) -> No
     # Zarr's stored packing is applied by xarray on the way, to values that pack() has brought onto its steps.
     unpacked = xr.decode_cf(fields.drop_vars(list(fields.coords)), decode_times=False)
     unpacked.drop_encoding().to_zarr(path, region=dict(region), zarr_format=3, consolidated=False)
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``, which what was written there takes in the end, or leaves no trace."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist, create it first")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        if path.is_dir():  # a folder is replaced by none that exists
-            shutil.rmtree(path)
-        temporary.replace(path)
-    finally:
-        _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _prepared(

@@ -36,6 +36,7 @@ from climapred.results.cf import from_cf
 from climapred.results.correlations import strongest_links
 from climapred.results.geography import lines_within
 from climapred.variables import VARIABLES, convert_units
+from climapred.whole import write_text
 
 Facts = list[tuple[str, str]]
 Section = dict[str, Any]
@@ -92,9 +93,7 @@ def write_report(run_folder: str | os.PathLike[str], path: str | os.PathLike[str
         raise ValueError(
             f"{folder} holds no run: none of tensors.zarr, {', '.join(_FILES)}; pass the folder given to --out"
         )
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(_page(folder, path), encoding="utf-8")
-    return temporary.replace(path)
+    return write_text(path, _page(folder, path))
 
 
 def _page(folder: Path, path: Path) -> str:

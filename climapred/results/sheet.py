@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from climapred.grid import Array
 from climapred.results.geography import PALE, Geography
+from climapred.whole import replacing
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -180,19 +180,6 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     if kind not in undated:
         raise ValueError(f"path must end in .png, .pdf or .svg, got {path.name!r}")
     metadata = {"Title": figure.get_suptitle(), **undated[kind]}
-    with whole_file(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
     return path
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield where to write; at the end this becomes ``path``, after an error nothing does."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from climapred.grid import Grid
+from climapred.whole import replacing
 
 _NCEP_OFFSET, _NCEP_SCALE, _NCEP_MISSING = 512.81, 0.01, 32766
 
@@ -36,7 +35,7 @@ def write_ncep(fields: xr.Dataset, folder: str | Path) -> list[Path]:
     paths = []
     for year, part in t2m.groupby("time.year"):
         paths.append(Path(folder) / f"air.sig995.{year}.nc")
-        with _replacing(paths[-1]) as temporary, netCDF4.Dataset(temporary, "w", format="NETCDF4_CLASSIC") as file:
+        with replacing(paths[-1]) as temporary, netCDF4.Dataset(temporary, "w", format="NETCDF4_CLASSIC") as file:
             _fill_ncep(file, part)
     return paths
 
@@ -83,7 +82,7 @@ def write_era5_grib(fields: xr.Dataset, path: str | Path) -> Path:
     keys = _grib_keys(Grid.of(fields))
     message = eccodes.codes_grib_new_from_samples("regular_ll_sfc_grib1")
     try:
-        with _replacing(path) as temporary, temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             eccodes.codes_set_key_vals(message, keys)
             for clock, values in zip(t2m["time"].dt.strftime("%Y%m%d %H%M").values, t2m.values, strict=True):
                 date, time = clock.split()
@@ -104,7 +103,7 @@ def write_grib(path: str | Path, *messages: Mapping[str, Any], sample: str = "re
     import eccodes  # loaded where used: see write_era5_grib
 
     path = Path(path)
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         for keys in messages:
             message = eccodes.codes_grib_new_from_samples(sample)
             try:
@@ -137,14 +136,3 @@ def _grib_keys(grid: Grid) -> str:
     first = f"latitudeOfFirstGridPoint={latitude[-1]},longitudeOfFirstGridPoint={longitude[0]}"
     last = f"latitudeOfLastGridPoint={latitude[0]},longitudeOfLastGridPoint={longitude[-1]}"
     return ",".join((origin, mars, "experimentVersionNumber=0001", shape, step, first, last, "bitsPerValue=16"))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path, which takes the place of ``path`` if all goes well and is removed if not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,9 +1,8 @@
-import os
 from pathlib import Path
 
 import pytest
 
-from climapred.data.cache import cache_folder, read_cached, replacing, write_cached
+from climapred.data.cache import cache_folder, read_cached, write_cached
 
 KEY = {"path": "/data/a.grib", "size": 7}
 
@@ -62,18 +61,3 @@ def test_the_folder_is_that_of_the_system(monkeypatch, platform, name, variables
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr("sys.platform", platform)
     assert cache_folder() == Path(folder).expanduser()
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a"
-    path.write_text("old")
-
-    def fail() -> None:
-        with replacing(path) as temporary:
-            temporary.write_text("half")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        fail()
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a"]
