@@ -36,12 +36,11 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from climapred.learning.training import Training, lightning_precision
-from climapred.models import MODELS, Network, build_model
+from climapred.models import MODELS, build_model
 from climapred.models.convlstm import ConvLSTMCell
+from climapred.models.cost import cost
 from climapred.models.predrnn import STLSTMCell
 from climapred.models.predrnn_pp import CausalLSTMCell, GradientHighway
 
@@ -235,14 +234,6 @@ def loss_of(network: nn.Module, frames: Tensor, *, bf16: bool) -> float:
     return (forecast - frames[:, HISTORY:]).square().mean().item()
 
 
-def multiply_adds(network: Network, frames: Tensor) -> float:
-    """Return those of one forecast of one window; of the kernels for attention, the counter does not know all."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        network.eval()(frames[:1, :HISTORY], HORIZON)
-    network.train()
-    return counter.get_total_flops() / 2
-
-
 class Peak:
     """Largest memory above that at the start, in MiB, over a ``with`` block: of the GPU's tensors, or of this process."""
 
@@ -264,19 +255,18 @@ class Peak:
         self.mib = (torch.cuda.max_memory_allocated() if on_gpu else self.highest - self.start) / 2**20
 
 
-def cost(name: str, compiled: bool) -> list[str]:
+def measured(name: str, compiled: bool) -> list[str]:
     """Return a row of the second table."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     frames = windows()
-    counted = multiply_adds(build_model(name, hidden=HIDDEN[name], **SIZES).to(DEVICE), frames)
     with Peak() as peak:
         network = build_model(name, hidden=HIDDEN[name], **SIZES).to(DEVICE)
         if compiled:
             network.compile()
         training = steps(network, frames, bf16=BF16)
         _, *timed = [next(training)[0] for _ in range(1 + STEPS)]
-    parameters = sum(weight.numel() for weight in network.parameters())
+    parameters, counted = cost(name, hidden=HIDDEN[name], **SIZES)
     return [name, f"{parameters:,}", f"{counted / 1e9:.2f}", f"{statistics.median(timed):.3f}", f"{peak.mib:,.0f}"]
 
 
@@ -293,7 +283,7 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as alone:
         compared = list(alone.map(comparison, COMPARED))
-        costs = list(alone.map(cost, MODELS, [options.compile] * len(MODELS)))
+        costs = list(alone.map(measured, MODELS, [options.compile] * len(MODELS)))
     ours = "bf16" if BF16 else "float32"
     head = [
         "plain, s",

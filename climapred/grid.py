@@ -23,7 +23,7 @@ _AXES = {  # names in files, and the units that tell an axis of another name
     "latitude": ("latitude", "lat", "degrees_north", "degree_north", "degrees_N", "degreesN", "degreeN"),
     "longitude": ("longitude", "lon", "degrees_east", "degree_east", "degrees_E", "degreesE", "degreeE"),
 }
-_ROUNDING = 1e-4  # degrees: coordinates stored as float32 are off by up to 2e-5
+ROUNDING = 1e-4  # degrees: coordinates stored as float32 are off by up to 2e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +173,15 @@ class Grid:
             longitude_bounds=_given_bounds(dataset, longitude, columns, _midpoint_bounds),  # type: ignore[arg-type]
         )
 
+    def same_points(self, other: Grid | ReducedGrid) -> bool:
+        """Return whether another grid has these points, up to the noise of float32; its cells may end elsewhere."""
+        return (
+            isinstance(other, Grid)
+            and self.shape == other.shape
+            and np.allclose(self.latitude, other.latitude, rtol=0, atol=ROUNDING)
+            and np.allclose(self.longitude, other.longitude, rtol=0, atol=ROUNDING)
+        )
+
     def part(self, rows: slice, columns: slice) -> Grid:
         """Return some rows and columns, with their cells."""
         return Grid(
@@ -198,10 +207,10 @@ class Grid:
 
     def _starting_at(self, west: float) -> Grid:
         """Return the same cells of a periodic grid, beginning with the first point at or east of ``west``."""
-        first = int(np.argmin((self.longitude - west + _ROUNDING) % 360))
+        first = int(np.argmin((self.longitude - west + ROUNDING) % 360))
         longitude = np.append(self.longitude[first:], self.longitude[:first] + 360)
         edges = np.append(self.longitude_bounds[first:-1], self.longitude_bounds[: first + 1] + 360)
-        turns = 360 * np.ceil((west - _ROUNDING - longitude[0]) / 360)
+        turns = 360 * np.ceil((west - ROUNDING - longitude[0]) / 360)
         return Grid(self.latitude, longitude + turns, self.latitude_bounds, edges + turns)
 
     def _shifted(self, near: float) -> Grid:
@@ -299,7 +308,7 @@ class ReducedGrid:
         grid = cls(int(attrs["N"]), tuple(int(count) for count in attrs["pl"]))
         for name, wanted in zip(("latitude", "longitude"), grid.centres(), strict=True):
             found = dataset[name].values
-            if found.shape != wanted.shape or np.abs((found - wanted + 180) % 360 - 180).max() > 10 * _ROUNDING:
+            if found.shape != wanted.shape or np.abs((found - wanted + 180) % 360 - 180).max() > 10 * ROUNDING:
                 raise ValueError(
                     f"the {found.size} values of {name!r} must be the {wanted.size} of {grid}: its N and pl"
                 )
@@ -402,14 +411,14 @@ def _given_bounds(
     pairs = pairs + turns[:, None]
     order = slice(None, None, -1 if centres[0] > centres[-1] else 1)
     centres, pairs = centres[order], pairs[order]
-    if np.abs(pairs[1:, 0] - pairs[:-1, 1]).max(initial=0) > _ROUNDING:
+    if np.abs(pairs[1:, 0] - pairs[:-1, 1]).max(initial=0) > ROUNDING:
         raise ValueError(f"the cells in {bounds!r} must touch each other; drop it first: dataset.drop_vars({bounds!r})")
     edges = np.append(pairs[:, 0], pairs[-1, 1])
-    return None if np.abs(edges - assumed(centres)).max() < _ROUNDING else edges
+    return None if np.abs(edges - assumed(centres)).max() < ROUNDING else edges
 
 
 def _within(ascending: Array, low: float, high: float) -> slice:
-    first, last = np.searchsorted(ascending, [low - _ROUNDING, high + _ROUNDING])
+    first, last = np.searchsorted(ascending, [low - ROUNDING, high + ROUNDING])
     return slice(int(first), int(last))
 
 

@@ -314,3 +314,13 @@ def test_reduced_grids():
     assert len({o32, ReducedGrid.octahedral(32)}) == 1
     assert o32.hash != Grid.gaussian(32).hash
     assert repr(ReducedGrid(2, (20, 25, 25, 20))) == "ReducedGrid(N2, 90 points)"
+
+
+def test_points_are_the_same_up_to_the_noise_of_float32():
+    grid = Grid.regular(0.3, region=(20, 50, 200, 260))
+    noisy = Grid(grid.latitude.astype(np.float32).astype(float), grid.longitude.astype(np.float32).astype(float))
+    assert noisy != grid
+    assert grid.same_points(noisy)
+    assert not grid.same_points(Grid(grid.latitude + 2e-4, grid.longitude))
+    assert not grid.same_points(grid.crop((20, 40, 200, 260)))
+    assert not Grid.gaussian(4).same_points(ReducedGrid.octahedral(4))

@@ -26,7 +26,6 @@ __all__ = ["METHODS", "Method", "Regridder", "regrid", "source_grid"]
 Data = TypeVar("Data", xr.Dataset, xr.DataArray)
 
 _FORMAT = 1
-_ROUNDING = 1e-4  # degrees: coordinates stored as float32 are off by up to 2e-5
 _NO_SHARE = 1e-9  # what the sum of some weights may be off by
 _BLOCK_POINTS = 2**18  # source points handled at once: small fields share a call, and all stays in the cache
 _UNTRUE = ("actual_range", "cell_measures")  # attributes that tell of the old points
@@ -278,14 +277,14 @@ def regrid(
             no numbers, and as ``Regridder`` does.
     """
     own = source_grid(data)
-    if source is not None and not _same_points(source, own):
+    if source is not None and not source.same_points(own):
         raise ValueError(f"source must be the grid of the data, {own}, got {source}")
     regridder = Regridder(source or own, grid, method, max_missing)
     if isinstance(own, ReducedGrid):
         return _apply(data, ("values",), regridder)
     names = axis_names(data)
     data = data.isel(dict.fromkeys(descending_axes(data), slice(None, None, -1)))
-    if _same_points(own, grid):
+    if own.same_points(grid):
         return data.assign_coords(_coordinates(grid, names))
     rows, columns = regridder.needed()
     if (rows.stop - rows.start, columns.stop - columns.start) != own.shape:
@@ -310,15 +309,6 @@ def _coordinates(grid: Grid, dims: tuple[str, ...]) -> dict[str, Any]:
     """Return the coordinates of the target, called as those of the source."""
     names = dims if len(dims) == 2 else ("latitude", "longitude")
     return {name: (name, *rest) for name, (_, *rest) in zip(names, grid.coordinates().values(), strict=True)}
-
-
-def _same_points(one: Grid | ReducedGrid, other: Grid | ReducedGrid) -> bool:
-    if not (isinstance(one, Grid) and isinstance(other, Grid)):
-        return one == other
-    return one.shape == other.shape and all(
-        np.allclose(getattr(one, name), getattr(other, name), rtol=0, atol=_ROUNDING)
-        for name in ("latitude", "longitude")
-    )
 
 
 def _regrid_variable(data: xr.DataArray, dims: tuple[str, ...], regridder: Regridder) -> xr.DataArray:

@@ -16,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array, hstack, kron
 
-from climapred.grid import Array, Grid, ReducedGrid
+from climapred.grid import ROUNDING, Array, Grid, ReducedGrid
 
 Method = Literal["nearest", "bilinear", "conservative"]
 METHODS: tuple[str, ...] = get_args(Method)
 
-_ROUNDING = 1e-4  # degrees: coordinates stored as float32 are off by up to 2e-5
 _TIE = 1e-9  # share of a cell by which a nearest point must be nearer, or rounding would decide
 _LEAST_COVER = 1e-3  # a conservative cell with less of its width inside the source counts as outside
 _PRODUCT = 2**18  # multiplications of one small matrix product: fewer than BLAS would share among threads
@@ -233,9 +232,9 @@ def _point_latitude(source: Grid, targets: Array, *, nearest: bool) -> csr_array
     """Return weights (H', H); a row whose cell reaches a pole is repeated at the pole."""
     points, rows = source.latitude, np.arange(source.latitude.size)
     south, north = source.latitude_bounds[[0, -1]]
-    if south <= -90 + _ROUNDING < points[0]:
+    if south <= -90 + ROUNDING < points[0]:
         points, rows = np.append(-90.0, points), np.append(0, rows)
-    if north >= 90 - _ROUNDING > points[-1]:
+    if north >= 90 - ROUNDING > points[-1]:
         points, rows = np.append(points, 90.0), np.append(rows, rows[-1])
     inside = (south, north) if nearest else (points[0], points[-1])
     return _between_points(points, rows, targets, inside, nearest)
@@ -245,7 +244,7 @@ def _point_longitude(source: Grid, targets: Array, *, nearest: bool) -> csr_arra
     """Return weights (W', W); targets turn by 360 degrees to the source; a periodic one closes the circle."""
     points, columns = source.longitude, np.arange(source.longitude.size)
     west, east = source.longitude_bounds[[0, -1]]
-    targets = targets + 360 * np.ceil((west - _ROUNDING - targets) / 360)
+    targets = targets + 360 * np.ceil((west - ROUNDING - targets) / 360)
     if source.periodic:
         points = np.concatenate([points[-1:] - 360, points, points[:1] + 360])
         columns = np.concatenate([columns[-1:], columns, columns[:1]])
@@ -260,7 +259,7 @@ def _between_points(
 
     ``points`` increase; ``indices`` are the source indices that they stand for. Targets outside ``inside`` get none.
     """
-    row = np.flatnonzero((targets >= inside[0] - _ROUNDING) & (targets <= inside[1] + _ROUNDING))
+    row = np.flatnonzero((targets >= inside[0] - ROUNDING) & (targets <= inside[1] + ROUNDING))
     right = np.clip(np.searchsorted(points, targets[row]), 1, points.size - 1)
     share = np.clip((targets[row] - points[right - 1]) / (points[right] - points[right - 1]), 0, 1)
     if nearest:

@@ -25,7 +25,6 @@ from climapred.variables import VARIABLES, convert_units
 Times = npt.NDArray[np.datetime64]
 
 _DIMS = ("time", "latitude", "longitude")
-_ROUNDING = 1e-4  # degrees: coordinates stored as float32 are off by up to 2e-5
 
 
 def forecast(
@@ -151,19 +150,12 @@ def _check_times(model: TrainedModel, fields: xr.Dataset) -> None:
 
 def _check_grid(model: TrainedModel, fields: xr.Dataset) -> None:
     grid = Grid.of(fields)
-    if same_points(grid, model.grid):
+    if grid.same_points(model.grid):
         return
     way_out = "regrid them with climapred.regrid(fields, model.grid)"
     if not grid_bound(model.architecture):
         way_out += ", or move the model with model.on_grid(climapred.Grid.of(fields))"
     raise ValueError(f"model {model.name} is for {model.grid}, the fields are on {grid}; {way_out}")
-
-
-def same_points(one: Grid, other: Grid) -> bool:
-    """Whether two grids have the same points, up to the noise of float32."""
-    return one.shape == other.shape and all(
-        np.allclose(getattr(one, name), getattr(other, name), rtol=0, atol=_ROUNDING) for name in _DIMS[1:]
-    )
 
 
 def _frame_indices(model: TrainedModel, times: Times, init_times: Times) -> npt.NDArray[np.int64]:

@@ -15,10 +15,9 @@ from climapred.data.harmonise import harmonise
 from climapred.data.regrid import Method, regrid, source_grid
 from climapred.data.sources import Source, expand_paths, open_source
 from climapred.data.store import open_store, stored_attributes
-from climapred.grid import Grid
 from climapred.learning.artefact import TrainedModel
 from climapred.learning.ensemble import combine_members
-from climapred.learning.forecast import hours_text, rollout, same_points, seen_offsets, time_text
+from climapred.learning.forecast import hours_text, rollout, seen_offsets, time_text
 from climapred.learning.windows import time_step
 
 Times = npt.NDArray[np.datetime64]
@@ -46,7 +45,7 @@ def open_fields(
     """
     fields = _open(model, source, **opening)
     grid = source_grid(fields)
-    if isinstance(grid, Grid) and same_points(grid, model.grid):
+    if model.grid.same_points(grid):
         return fields
     if regrid_method is None:
         raise ValueError(

@@ -82,7 +82,7 @@ class ConvLSTMCell(nn.Module):
         self.inputs, self.hidden = inputs, hidden
         self.gates = Convolution(inputs + hidden, 4 * hidden, kernel)
         self.peepholes = Peepholes(hidden)
-        _start_remembering(self.gates, hidden)
+        start_remembering(self.gates, hidden)
 
     def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> State:
         """Return zeros for (h, c)."""
@@ -107,7 +107,8 @@ def check_hidden(hidden: int) -> None:
         raise ValueError(f"hidden must be at least 1, got {hidden}")
 
 
-def _start_remembering(gates: nn.Conv2d, hidden: int) -> None:
+def start_remembering(gates: nn.Conv2d | nn.Linear, hidden: int) -> None:
+    """Set the biases of gates i, f and others, ``hidden`` each, to 0, and that of f to 1."""
     assert gates.bias is not None
     nn.init.zeros_(gates.bias)
     nn.init.ones_(gates.bias[hidden : 2 * hidden])

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from climapred.models.convlstm import Peepholes, check_hidden, joined
+from climapred.models.convlstm import Peepholes, check_hidden, joined, start_remembering
 from climapred.models.recurrent import EncoderForecaster, Layers, State, in_form
 
 
@@ -25,8 +25,7 @@ class FCLSTMCell(nn.Module):
         self.inputs, self.hidden = inputs, hidden
         self.gates = nn.Linear(inputs + hidden, 4 * hidden)
         self.peepholes = Peepholes(hidden)
-        nn.init.zeros_(self.gates.bias)
-        nn.init.ones_(self.gates.bias[hidden : 2 * hidden])
+        start_remembering(self.gates, hidden)
 
     def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> State:
         """Return zeros for (h, c), whatever the grid."""

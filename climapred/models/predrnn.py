@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from climapred.models.convlstm import ConvLSTMCell, check_hidden, joined
+from climapred.models.convlstm import ConvLSTMCell, check_hidden, joined, start_remembering
 from climapred.models.recurrent import EncoderForecaster, Layers, State, in_form
 from climapred.models.spatial import Convolution
 
@@ -37,9 +37,7 @@ def gate_convolution(inputs: int, hidden: int, kernel: int, *, gates: int) -> Co
     So memory survives from the first step of training on; the authors' code has no bias, but adds 1 to f for good.
     """
     convolution = Convolution(inputs, gates * hidden, kernel)
-    assert convolution.bias is not None
-    nn.init.zeros_(convolution.bias)
-    nn.init.ones_(convolution.bias[hidden : 2 * hidden])
+    start_remembering(convolution, hidden)
     return convolution
 
 

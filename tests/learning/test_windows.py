@@ -242,4 +242,8 @@ def test_a_random_split_of_overlapping_windows_is_refused():
 def test_windows_that_interleave_without_a_common_frame_pass():
     times, window = make_times(range(40)), Window(3, 3, spacing=2, lead_spacing=2)
     starts = window_starts(times, window.extent)
-    refuse_leaks(times, window, {"train": starts[starts % 2 == 0], "test": starts[starts % 2 == 1]})
+    parts = {"train": starts[starts % 2 == 0], "test": starts[starts % 2 == 1]}
+    frames = [set((part[:, None] + window.offsets).ravel().tolist()) for part in parts.values()]
+    assert frames[0]
+    assert not frames[0] & frames[1]
+    refuse_leaks(times, window, parts)
