@@ -8,10 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from climapred.models.sparse import SparseAdjacency, sparse_adjacency, strongest
 from climapred.models.streamed import StreamedAdjacency, log_sums, within
 
+Adjacency = Tensor | StreamedAdjacency | SparseAdjacency
+
 DENSE_NODES = 4096  # a matrix of so many nodes takes 64 MiB, and every product keeps half of it again under autocast
-FORMS = ("auto", "dense", "streamed")
+FORMS = ("auto", "dense", "streamed", "sparse")
 _EARTH_RADIUS_KM = 6371.229
 
 
@@ -22,20 +25,26 @@ class LearnedAdjacency(nn.Module):
 
     LS-NTP's long-range adaptive graph constructor (Xu et al. 2022; the form goes back to AGCRN, Bai et al. 2020, eq. 5).
     Row i holds how much node i listens to each node j; rows sum to 1. ReLU turns every negative similarity into exp(0) = 1,
-    so that no weight of a row falls below a common floor: about 1/N at first, less as links grow.
+    so that no weight of a row falls below a common floor: about 1/N at first, less as links grow. Without the ReLU a pair may
+    have no weight at all, and rows start uneven (vectors of the variance D^-1/2, so that scores have the variance 1).
 
     Args:
         nodes: points, N.
         embedding: length of a node's vector.
         directed: E F^T with a second vector F for each node as a source, so that i may listen to j, but not j to i.
-        floor: False takes the floor off each row, exp(0) / sum_j exp(ReLU(.)_ij), so that unrelated nodes have the weight 0
-            and a row sums to what its links deserve.
+        relu: False leaves out the ReLU.
+        floor: with ReLU, False takes the floor off each row, exp(0) / sum_j exp(ReLU(.)_ij), so that unrelated nodes have the
+            weight 0 and a row sums to what its links deserve.
         max_km: links between nodes farther apart, on the great circle, have the weight 0; the others keep theirs (Xu et al.
             2022, Q1). Needs ``place``.
-        form: "dense" builds the matrix; "streamed" works in blocks and never stores it; "auto" chooses by ``nodes``.
+        form: "dense" builds the matrix; "streamed" works in blocks and never stores it; "auto" chooses by ``nodes``. "sparse"
+            is no longer exact: each node keeps its ``links`` strongest sources, and all others are unrelated to it; see
+            ``SparseAdjacency``. They are chosen anew after every ``refresh`` forward passes in training, from all pairs.
     """
 
     positions: Tensor | None
+    kept: Tensor
+    passes: Tensor
 
     def __init__(
         self,
@@ -43,9 +52,12 @@ class LearnedAdjacency(nn.Module):
         embedding: int,
         *,
         directed: bool = False,
+        relu: bool = True,
         floor: bool = True,
         max_km: float = math.inf,
         form: str = "dense",
+        links: int = 32,
+        refresh: int = 50,
     ) -> None:
         super().__init__()
         if nodes < 2 or embedding < 1:
@@ -54,12 +66,32 @@ class LearnedAdjacency(nn.Module):
             raise ValueError(f"max_km must be at least 0, got {max_km}")
         if form not in FORMS:
             raise ValueError(f"adjacency must be one of {', '.join(FORMS)}, got {form!r}")
-        self.floor, self.max_km = floor, max_km
-        self.streamed = form == "streamed" or (form == "auto" and nodes > DENSE_NODES)
-        self.embedding = nn.Parameter(torch.empty(nodes, embedding))
-        nn.init.xavier_normal_(self.embedding)
-        self.sources = nn.Parameter(nn.init.xavier_normal_(torch.empty(nodes, embedding))) if directed else None
+        if not (relu or floor):
+            raise ValueError("floor=False takes off what ReLU leaves under every pair: it needs relu=True")
+        self.relu, self.floor, self.max_km = relu, floor, max_km
+        self.form = form if form != "auto" else "streamed" if nodes > DENSE_NODES else "dense"
+        self.embedding = self._vectors(nodes, embedding)
+        self.sources = self._vectors(nodes, embedding) if directed else None
         self.register_buffer("positions", None, persistent=False)
+        if form == "sparse":
+            self._sparse(nodes, links, refresh)
+
+    def _vectors(self, nodes: int, embedding: int) -> nn.Parameter:
+        vectors = torch.empty(nodes, embedding)
+        return nn.Parameter(
+            nn.init.xavier_normal_(vectors) if self.relu else nn.init.normal_(vectors, std=embedding**-0.25)
+        )
+
+    def _sparse(self, nodes: int, links: int, refresh: int) -> None:
+        if not (1 <= links < nodes and refresh >= 1):
+            raise ValueError(f"links must be 1 to {nodes - 1} and refresh at least 1, got {links=}, {refresh=}")
+        if self.max_km < math.inf and self.relu and self.floor:
+            raise ValueError(
+                "a sparse adjacency with max_km needs floor=False or relu=False: its floor is under all pairs"
+            )
+        self.links, self.refresh = links, refresh
+        self.register_buffer("kept", torch.zeros(nodes, links, dtype=torch.int64))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))  # in training; 0: nothing is chosen yet
 
     def place(self, latitude: Sequence[float] | Tensor, longitude: Sequence[float] | Tensor) -> None:
         """Tell where the nodes are, for ``max_km``: the points of the grid of these axes, in degrees, in C order."""
@@ -70,39 +102,62 @@ class LearnedAdjacency(nn.Module):
         points = torch.stack([phi.cos() * along.cos(), phi.cos() * along.sin(), phi.sin()], dim=1)
         self.positions = points.to(self.embedding)
 
-    def forward(self) -> Tensor | StreamedAdjacency:
+    def forward(self) -> Adjacency:
         """Return A: a matrix ``(N, N)``, or what can be asked for its products and blocks."""
         if self.max_km < math.inf and self.positions is None:
             raise ValueError(
                 f"max_km={self.max_km} needs the places of the nodes: call place(latitude, longitude) first"
             )
-        positions = self.positions if self.max_km < math.inf else None
-        chord = 2 * math.sin(min(self.max_km / _EARTH_RADIUS_KM, math.pi) / 2)
         targets, sources = self.embedding, self.embedding if self.sources is None else self.sources
         with torch.autocast(targets.device.type, enabled=False):  # bfloat16 would be off by per cents
-            if self.streamed:
-                return StreamedAdjacency(targets, sources, log_sums(targets, sources), self.floor, positions, chord)
-            scores = torch.relu(targets @ sources.T)
+            if self.form == "streamed":
+                return self._streamed(targets, sources)
+            if self.form == "sparse":
+                return self._of_few(targets, sources)
+            scores = targets @ sources.T
+            scores = torch.relu(scores) if self.relu else scores
             weights = torch.softmax(scores, dim=-1)
             if not self.floor:
                 weights = weights - torch.exp(-torch.logsumexp(scores, dim=-1, keepdim=True))
+            positions, chord = self._limit()
             return weights if positions is None else weights * within(positions, positions, chord)
+
+    def _limit(self) -> tuple[Tensor | None, float]:
+        positions = self.positions if self.max_km < math.inf else None
+        return positions, 2 * math.sin(min(self.max_km / _EARTH_RADIUS_KM, math.pi) / 2)
+
+    def _streamed(self, targets: Tensor, sources: Tensor) -> StreamedAdjacency:
+        sums = log_sums(targets, sources, relu=self.relu)
+        return StreamedAdjacency(targets, sources, sums, self.relu, self.floor, *self._limit())
+
+    @torch.compiler.disable
+    def _of_few(self, targets: Tensor, sources: Tensor) -> SparseAdjacency:
+        if self.passes == 0 or (self.training and self.passes % self.refresh == 0):
+            self.kept.copy_(strongest(self._streamed(targets, sources), self.links))
+        self.passes += self.training
+        adjacency = sparse_adjacency(targets, sources, self.kept, relu=self.relu, floor=self.floor)
+        positions, chord = self._limit()
+        if positions is None:
+            return adjacency
+        near = (positions[:, None] - positions[self.kept]).norm(dim=-1) <= chord
+        return adjacency._replace(weights=adjacency.weights * near)
 
     def extra_repr(self) -> str:
         """Return the sizes and what is not the paper's, for ``print(model)``."""
         nodes, embedding = self.embedding.shape
-        options = {"directed": self.sources is not None, "streamed": self.streamed, "floor": self.floor}
-        changed = [f"{name}={value}" for name, value in options.items() if value != (name == "floor")]
+        options = {"directed": self.sources is not None, "relu": self.relu, "floor": self.floor}
+        changed = [f"{name}={value}" for name, value in options.items() if value != (name != "directed")]
+        changed += [f"form={self.form}"] if self.form != "dense" else []
         changed += [f"max_km={self.max_km:g}"] if self.max_km < math.inf else []
         return ", ".join([f"nodes={nodes}", f"embedding={embedding}", *changed])
 
 
-def heard(x: Tensor, adjacency: Tensor | StreamedAdjacency) -> Tensor:
+def heard(x: Tensor, adjacency: Adjacency) -> Tensor:
     """Return ``A X``: what each point of ``x`` ``(B, C, H, W)`` listens to; batch and channels are columns of one product."""
-    nodes = x.flatten(2)
-    return (nodes @ adjacency.T if isinstance(adjacency, Tensor) else adjacency(nodes)).view_as(x)
+    nodes = x.permute(2, 3, 0, 1)
+    return (adjacency @ nodes.flatten(0, 1).flatten(1)).view(nodes.shape).permute(2, 3, 0, 1)
 
 
-def mix(x: Tensor, adjacency: Tensor | StreamedAdjacency) -> Tensor:
+def mix(x: Tensor, adjacency: Adjacency) -> Tensor:
     """Return ``(I + A) X``: each point of ``x`` ``(B, C, H, W)`` plus what it listens to."""
     return x + heard(x, adjacency)

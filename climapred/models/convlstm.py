@@ -12,39 +12,47 @@ from climapred.models.spatial import Convolution
 
 
 class _Gates(torch.autograd.Function):
-    """Peephole gates with a closed-form gradient: about a third of the passes over memory that autograd's own needs.
+    """Peephole gates with a closed-form gradient, which needs fewer passes over memory than autograd's own, and less of it.
 
+    Kept are the gates before their sigmoids and the cell before and after; on the way back the rest is computed again.
     The cell keeps its dtype (float32 under autocast: it is the memory, and sums over all steps); the gates keep theirs.
     """
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, cell: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        a_i, a_f, a_c, a_o = gates.chunk(4, dim=1)
-        i = torch.addcmul(a_i, weight[0], cell).sigmoid_()
-        f = torch.addcmul(a_f, weight[1], cell).sigmoid_()
-        g = torch.tanh(a_c)
-        following = (f * cell).addcmul_(i, g)
-        o = torch.addcmul(a_o, weight[2], following).sigmoid_()
-        squashed = torch.tanh(following)
-        ctx.save_for_backward(i, f, g, o, cell, following, squashed, weight)
-        ctx.gates_dtype = gates.dtype
-        return (o * squashed).to(gates.dtype), following
+        i, f, g = _opened(gates, cell, weight)
+        following = f.mul_(cell).addcmul_(i, g)
+        hidden = _output_gate(gates, following, weight).mul_(torch.tanh(following))
+        ctx.save_for_backward(gates, cell, following, weight)
+        return hidden.to(gates.dtype), following
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_hidden: Tensor, d_following: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        i, f, g, o, cell, following, squashed, weight = ctx.saved_tensors
+        gates, cell, following, weight = ctx.saved_tensors
+        i, f, g = _opened(gates, cell, weight)
+        o, squashed = _output_gate(gates, following, weight), torch.tanh(following)
         through_sigmoid, through_tanh = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
         d_hidden = d_hidden.to(following.dtype)
         d_o = through_sigmoid(d_hidden * squashed, o)
-        d_cell = through_tanh(d_hidden * o, squashed).add_(d_following).addcmul_(d_o, weight[2])
+        d_cell = through_tanh(o.mul_(d_hidden), squashed).add_(d_following).addcmul_(d_o, weight[2])
         d_i = through_sigmoid(d_cell * g, i)
         d_f = through_sigmoid(d_cell * cell, f)
-        d_c = through_tanh(d_cell * i, g.to(d_cell.dtype))
+        d_c = through_tanh(i.mul_(d_cell), g.to(d_cell.dtype))
         d_weight = torch.stack([_channel_sums(d_i, cell), _channel_sums(d_f, cell), _channel_sums(d_o, following)])
         d_before = d_cell.mul_(f).addcmul_(d_f, weight[1]).addcmul_(d_i, weight[0])
-        gates = torch.cat([part.to(ctx.gates_dtype) for part in (d_i, d_f, d_c, d_o)], dim=1)
-        return gates, d_before, d_weight.to(weight.dtype)[..., None, None]
+        d_gates = torch.cat([part.to(gates.dtype) for part in (d_i, d_f, d_c, d_o)], dim=1)
+        return d_gates, d_before, d_weight.to(weight.dtype)[..., None, None]
+
+
+def _opened(gates: Tensor, cell: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    a_i, a_f, a_c, _ = gates.chunk(4, dim=1)
+    i, f = (torch.addcmul(a, w, cell).sigmoid_() for a, w in ((a_i, weight[0]), (a_f, weight[1])))
+    return i, f, torch.tanh(a_c)
+
+
+def _output_gate(gates: Tensor, following: Tensor, weight: Tensor) -> Tensor:
+    return torch.addcmul(gates.chunk(4, dim=1)[3], weight[2], following).sigmoid_()
 
 
 def _channel_sums(a: Tensor, b: Tensor) -> Tensor:

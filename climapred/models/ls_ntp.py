@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from climapred.models.adjacency import LearnedAdjacency, heard, mix
 from climapred.models.convlstm import ConvLSTMCell, joined
@@ -21,7 +22,8 @@ VARIANTS = ("climapred", "paper")
 class NodeAttention(nn.Module):
     """Node-based spatial attention (NSA): a weight in (0, 1) for each channel of each node.
 
-    y = x * sigmoid(W3 r(N(W2 r(N(W1 x))))) with 1x1 convolutions W, r = ReLU and N = GroupNorm of one group.
+    y = x * sigmoid(W3 r(N(W2 r(N(W1 x))))) with 1x1 convolutions W, r = ReLU and N = GroupNorm of one group. Between forward
+    and backward pass it keeps x alone, and computes the rest again: a third of a cell's memory for little time.
 
     Args:
         channels: of x.
@@ -33,11 +35,17 @@ class NodeAttention(nn.Module):
         self.silent = silent
         layers: list[nn.Module] = []
         for _ in range(2):
-            layers += [nn.Conv2d(channels, channels, 1), nn.GroupNorm(1, channels), nn.ReLU()]
+            layers += [nn.Conv2d(channels, channels, 1), nn.GroupNorm(1, channels), nn.ReLU(inplace=True)]
         self.score = nn.Sequential(*layers, nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` ``(B, C, H, W)``, each node weighed."""
+        if not torch.is_grad_enabled():
+            return self._weighed(x)
+        weighed: Tensor = checkpoint(self._weighed, x, use_reentrant=False, preserve_rng_state=False)
+        return weighed
+
+    def _weighed(self, x: Tensor) -> Tensor:
         if not self.silent:
             return x * torch.sigmoid(self.score(x))
         weights = dict(self.score.named_parameters())
@@ -48,20 +56,25 @@ class NodeAttention(nn.Module):
 
 @dataclass(frozen=True)
 class LSConv:
-    """What an LS-Conv is made of: y = W * (I + A) NSA(X), and what can be left out of it or changed.
+    """What an LS-Conv is made of, and what can be left out of it.
+
+        paper:   y = W * (I + A) NSA(X)
+        branch:  y = W * X + U A NSA(V X),    V, U: 1x1 convolutions to ``branch`` channels and from them to the gates
+
+    In the branch the long range is added to a ConvLSTM and starts as nothing (U = 0), so that it costs skill only where
+    training finds it useful; and few channels travel far, which costs a fraction of mixing all of them.
 
     Attributes:
         attention: NSA.
-        self_loop: the I.
-        start: 1 for the paper's form. Else y = W * (X + g A NSA(X)): the long range is a branch beside a ConvLSTM, with a
-            learned factor g for each channel that starts here.
+        self_loop: the I of the paper's form.
+        branch: channels that the long range carries; 0 for the paper's form.
         paper: gates as in the authors' code, W without a bias and ReLU(y), so that no gate closes below a half but by
             its peephole; Xavier's initial weights.
     """
 
     attention: bool = True
     self_loop: bool = True
-    start: float = 1.0
+    branch: int = 0
     paper: bool = False
 
 
@@ -69,7 +82,7 @@ _WHOLE = LSConv()
 
 
 class LSConvLSTMCell(ConvLSTMCell):
-    """ConvLSTM whose convolution becomes the LS-Conv: NSA, then ``(I + A) X`` over all nodes, then k x k (LSI).
+    """ConvLSTM whose convolution becomes the LS-Conv, over all nodes (``LSConv`` has the equations).
 
     The adjacency A arrives as ``shared``: the layers of a network share it. None: there is no long range.
 
@@ -89,23 +102,29 @@ class LSConvLSTMCell(ConvLSTMCell):
             nn.init.xavier_normal_(self.gates.weight)
             bound = math.sqrt(6 / (hidden + 1))  # Xavier's for a weight of the shape (1, hidden, 1, 1)
             nn.init.uniform_(self.peepholes.weight, -bound, bound)
-        self.attention = NodeAttention(channels, silent) if form.attention else nn.Identity()
-        self.scale = None if form.start == 1 else nn.Parameter(torch.full((inputs + hidden, 1, 1), form.start))
+        self.attention = NodeAttention(form.branch or channels, silent) if form.attention else nn.Identity()
+        if form.branch:
+            self.send = Convolution(channels, form.branch, 1)
+            self.receive = Convolution(form.branch, 4 * hidden, 1, bias=False)
+            nn.init.zeros_(self.receive.weight)
 
     def forward(self, x: Tensor | None, state: State, shared: Any = None) -> tuple[Tensor, State]:
         """Return ``h'`` and the state ``(h', c')``."""
         hidden, cell = state
-        gates = self._convolved(self._mixed(joined(x, hidden), shared))
-        hidden, cell = self.peepholes(torch.relu(gates) if self.form.paper else gates, cell)
+        together = joined(x, hidden).contiguous(memory_format=torch.channels_last)
+        gates = self._branched(together, shared) if self.form.branch else self._convolved(self._mixed(together, shared))
+        hidden, cell = self.peepholes(torch.relu_(gates) if self.form.paper else gates, cell)
         return hidden, (hidden, cell)
+
+    def _branched(self, x: Tensor, adjacency: Any) -> Tensor:
+        sent = self.attention(self.send(x))
+        return torch.add(self.gates(x), self.receive(heard(sent, adjacency)))
 
     def _mixed(self, x: Tensor, adjacency: Any) -> Tensor:
         """Return what each node has and hears."""
         sent = self.attention(x)
         if adjacency is None:
             return sent
-        if self.scale is not None:
-            return x + self.scale.to(x.dtype) * heard(sent, adjacency)
         return mix(sent, adjacency) if self.form.self_loop else heard(sent, adjacency)
 
     def _convolved(self, x: Tensor) -> Tensor:
@@ -154,7 +173,7 @@ def ls_ntp(
     hidden: int = 64,
     layers: int = 2,
     kernel: int = 3,
-    embedding: int = 128,
+    embedding: int = 32,
     feedback: bool = False,
     one_pass: bool = False,
     variant: str = "climapred",
@@ -163,18 +182,23 @@ def ls_ntp(
     long_range: bool = True,
     short_range: bool = True,
     self_loop: bool = True,
-    directed: bool = False,
+    branch: int | None = None,
+    directed: bool | None = None,
+    relu: bool | None = None,
     floor: bool = True,
     max_km: float = math.inf,
-    long_range_start: float = 1.0,
     adjacency: str = "auto",
+    links: int = 32,
+    refresh: int = 50,
 ) -> EncoderForecaster:
     """Return LS-NTP for a grid of ``height`` x ``width`` points: LS-ConvLSTM cells that share one learned adjacency.
 
-    ``variant="climapred"`` has gates without the ReLU that would hold them at a half or more, a bias, no weights on the
-    forecaster's input, which is zero there, and a readout that starts at zero. ``variant="paper"`` is the authors' network, to
-    the last parameter: gates without bias and with ReLU, a decoder that eats zeros, whose weights are there but not computed
-    with, and their initial weights. Like the other it forecasts over any horizon.
+    ``variant="climapred"`` adds the long range to a ConvLSTM as a branch of 8 channels that starts at zero, over a directed
+    adjacency without ReLU, which has no floor under every pair. Its gates have a bias and no ReLU that would hold them at a
+    half or more; the forecaster has no weights for an input that is zero; the readout starts at zero. ``variant="paper"`` is
+    the authors' network, to the last parameter: NSA and adjacency in front of every convolution, gates without bias and with
+    ReLU, a decoder that eats zeros, whose weights are there but not computed with, and their initial weights. Like the other
+    it forecasts over any horizon.
 
     Args:
         feedback, one_pass: see ``convlstm``.
@@ -183,18 +207,25 @@ def ls_ntp(
         attention, long_range, short_range: False leaves out NSA, LAGC (the adjacency) or LSI (the gates then look at one node)
             for the ablations of Table 4. Its DAGG-ConvLSTM, for want of equations, is read as AGCRN's graph convolution in
             the gates: ``attention=False, short_range=False``.
-        self_loop: False leaves a node with what it hears, A X, instead of (I + A) X.
-        directed, floor, max_km: see ``LearnedAdjacency``; ``max_km`` needs ``network.shared.place``.
-        long_range_start: other than 1, the long range is a branch with a learned factor that starts there, see
-            ``LSConv``: with 0, an untrained network is a ConvLSTM.
-        adjacency: "dense", "streamed" or "auto", see ``LearnedAdjacency``; both are exact.
+        self_loop: False leaves a node with what it hears, A X, instead of (I + A) X; of the form without a branch.
+        branch: channels of the long-range branch; 0: the form of the paper, see ``LSConv``. None: as the variant has it.
+        directed, relu, floor, max_km: see ``LearnedAdjacency``; ``max_km`` needs ``network.shared.place``.
+        adjacency: "dense", "streamed" or "auto", see ``LearnedAdjacency``; both are exact. Or "sparse", which is not, with
+            ``links`` and ``refresh``.
     """
-    _check(variant, self_loop=self_loop, branch=long_range_start != 1, long_range=long_range)
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     paper, size = variant == "paper", kernel if short_range else 1
+    branch = (0 if paper else 8) if branch is None else branch
+    directed = not paper if directed is None else directed
+    relu = paper if relu is None else relu
+    _check(paper=paper, self_loop=self_loop, branch=branch, long_range=long_range)
     rows, columns = halved(height, width, kernel) if downsample else (height, width)
-    links: Any = {"directed": directed, "floor": floor, "max_km": max_km, "form": adjacency}
-    shared = LearnedAdjacency(rows * columns, embedding, **links) if long_range else None
-    parts = LSConv(attention, self_loop, long_range_start if long_range else 1.0, paper)
+    form: Any = {"directed": directed, "relu": relu, "floor": floor, "max_km": max_km, "form": adjacency}
+    few: Any = {"links": links, "refresh": refresh}
+    shared = LearnedAdjacency(rows * columns, embedding, **form, **few) if long_range else None
+    attention = attention and (long_range or not branch)  # NSA is a part of the branch
+    parts = LSConv(attention, self_loop, branch if long_range else 0, paper)
 
     def cells(inputs: int) -> nn.Module:
         silent = hidden if paper and not inputs else 0
@@ -204,18 +235,16 @@ def ls_ntp(
         )
         return Halved(made, kernel) if downsample and inputs else made
 
-    form: Any = {"channels": channels, "forcings": forcings, "feedback": feedback, "one_pass": one_pass}
+    frames: Any = {"channels": channels, "forcings": forcings, "feedback": feedback, "one_pass": one_pass}
     readout = _readout(hidden, channels, kernel, downsample=downsample, paper=paper)
-    return in_form(cells, readout=readout, shared=shared, **form)
+    return in_form(cells, readout=readout, shared=shared, **frames)
 
 
-def _check(variant: str, *, self_loop: bool, branch: bool, long_range: bool) -> None:
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+def _check(*, paper: bool, self_loop: bool, branch: int, long_range: bool) -> None:
+    if branch < 0 or (paper and branch):
+        raise ValueError(f"branch must be {'0, the form of the paper' if paper else 'at least 0'}, got {branch}")
     if not self_loop and (branch or not long_range):
-        raise ValueError(
-            "self_loop=False needs the long range in the paper's form: long_range=True and long_range_start=1"
-        )
+        raise ValueError("self_loop=False needs the long range in the paper's form: long_range=True and branch=0")
 
 
 def _readout(hidden: int, channels: int, kernel: int, *, downsample: bool, paper: bool) -> nn.Module | int:

@@ -17,11 +17,12 @@ Nodes = slice | Tensor  # a choice of nodes
 class StreamedAdjacency(NamedTuple):
     """A = softmax_rows(ReLU(E F^T)) of N nodes, as what it is made of: O(N) numbers instead of N x N.
 
-        A_ij = exp(s_ij - L_i),    s = ReLU(E F^T),    L_i = log sum_j exp(s_ij)
+        A_ij = exp(s_ij - L_i),    s = ReLU(E F^T),    L_i = log sum_j exp(s_ij)    (or s = E F^T)
 
     Attributes:
         targets, sources: E and F, ``(N, D)``; E twice where the logits are symmetric.
         log_sums: L, ``(N,)``; see ``log_sums``.
+        relu: whether s has the ReLU.
         floor: whether A keeps what every pair gets; else exp(-L_i), the weight of an unrelated pair, is taken off.
         positions: the nodes on the unit sphere, ``(N, 3)``; None where distance does not count.
         chord: the longest between linked nodes on that sphere; those farther apart have the weight 0.
@@ -30,13 +31,14 @@ class StreamedAdjacency(NamedTuple):
     targets: Tensor
     sources: Tensor
     log_sums: Tensor
+    relu: bool = True
     floor: bool = True
     positions: Tensor | None = None
     chord: float = 2.0
 
     @torch.compiler.disable  # it would unroll the loop over the blocks
-    def __call__(self, nodes: Tensor) -> Tensor:
-        """Return ``X A^T`` for X ``(..., N)``: what each node hears.
+    def __matmul__(self, nodes: Tensor) -> Tensor:
+        """Return ``A X`` for X ``(N, M)``: what each node hears.
 
         Under autocast X and the products with it have its dtype; scores, weights and sums keep that of E.
         """
@@ -44,13 +46,13 @@ class StreamedAdjacency(NamedTuple):
         if torch.is_autocast_enabled(device):
             nodes = nodes.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            heard: Tensor = _Product.apply(nodes.flatten(0, -2), *self)
-        return heard.view_as(nodes)
+            heard: Tensor = _Product.apply(nodes, *self)
+        return heard
 
     def block(self, rows: Nodes, columns: Nodes = slice(None)) -> Tensor:
         """Return the weights A[rows, columns], without gradients; ``block(slice(3, 5))`` are two whole rows."""
         with torch.no_grad():
-            scores = _scores(self.targets, self.sources, rows, columns)
+            scores = _scores(self.targets, self.sources, rows, columns, self.relu)
             return self.kept(torch.exp(scores - self.log_sums[rows, None]), self.near(rows, columns), rows)
 
     def near(self, rows: Nodes, columns: Nodes) -> Tensor | None:
@@ -65,14 +67,14 @@ class StreamedAdjacency(NamedTuple):
 
 @torch.compiler.disable
 @torch.no_grad()
-def log_sums(targets: Tensor, sources: Tensor) -> Tensor:
-    """Return L_i = log sum_j exp(ReLU(E F^T)_ij), ``(N,)``, of E and F ``(N, D)``: a running softmax over blocks.
+def log_sums(targets: Tensor, sources: Tensor, *, relu: bool = True) -> Tensor:
+    """Return L_i = log sum_j exp(s_ij), ``(N,)``, of E and F ``(N, D)``: a running softmax over blocks.
 
     It carries no gradient: a product with the adjacency knows how L depends on E and F.
     """
     sums = targets.new_full((len(targets),), -torch.inf)
     for rows, columns in _blocks(targets):
-        part = torch.logsumexp(_scores(targets, sources, rows, columns), dim=1)
+        part = torch.logsumexp(_scores(targets, sources, rows, columns, relu), dim=1)
         sums[rows] = torch.logaddexp(sums[rows], part)
     return sums
 
@@ -83,11 +85,13 @@ def within(targets: Tensor, sources: Tensor, chord: float) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """Y = X A^T and its gradients; on the way back, the blocks of A are made again.
+    """Y = A X and its gradients; on the way back, the blocks of A are made again.
 
     With G = dLoss/dY, P = exp(s - L), W = what floor and distance leave of P, M = 1 for pairs near enough, else 0:
 
-        dX = G W      ds_ij = P_ij (M_ij sum_m G_mi X_mj - sum_m G_mi Y_mi), 0 where s_ij = 0      dE = ds F      dF = ds^T E
+        dX = W^T G      ds_ij = P_ij (M_ij sum_m G_im X_jm - sum_m G_im Y_im)      dE = ds F      dF = ds^T E
+
+    and ds_ij = 0 where ReLU cuts s_ij off.
     """
 
     @staticmethod
@@ -95,33 +99,35 @@ class _Product(torch.autograd.Function):
         links = StreamedAdjacency(*adjacency)
         heard = torch.zeros_like(nodes, dtype=links.log_sums.dtype)
         for rows, columns in _blocks(links.targets):
-            heard[:, rows] += nodes[:, columns] @ links.block(rows, columns).to(nodes.dtype).T
+            heard[rows] += links.block(rows, columns).to(nodes.dtype) @ nodes[columns]
         heard = heard.to(nodes.dtype)
         ctx.save_for_backward(nodes, heard, links.targets, links.sources, links.log_sums, links.positions)
-        ctx.floor, ctx.chord = links.floor, links.chord
+        ctx.relu, ctx.floor, ctx.chord = links.relu, links.floor, links.chord
         return heard
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_heard: Tensor) -> tuple[Tensor | None, ...]:
         nodes, heard, targets, sources, sums, positions = ctx.saved_tensors
-        links = StreamedAdjacency(targets, sources, sums, ctx.floor, positions, ctx.chord)
+        links = StreamedAdjacency(targets, sources, sums, ctx.relu, ctx.floor, positions, ctx.chord)
         d_nodes, d_targets, d_sources = (torch.zeros_like(x, dtype=sums.dtype) for x in (nodes, targets, sources))
-        through_sums = (d_heard.to(sums.dtype) * heard).sum(dim=0)[:, None]
+        through_sums = (d_heard.to(sums.dtype) * heard).sum(dim=1, keepdim=True)
         for rows, columns in _blocks(targets):
-            scores, near = _scores(targets, sources, rows, columns), links.near(rows, columns)
-            related, shares = scores > 0, torch.exp(scores - sums[rows, None])
-            d_nodes[:, columns] += d_heard[:, rows] @ links.kept(shares, near, rows).to(nodes.dtype)
-            d_weights = (d_heard[:, rows].T @ nodes[:, columns]).to(sums.dtype)
+            scores, near = _scores(targets, sources, rows, columns, ctx.relu), links.near(rows, columns)
+            shares = torch.exp(scores - sums[rows, None])
+            d_nodes[columns] += links.kept(shares, near, rows).to(nodes.dtype).T @ d_heard[rows]
+            d_weights = (d_heard[rows] @ nodes[columns].T).to(sums.dtype)
             d_weights = d_weights if near is None else d_weights.mul_(near)
-            d_scores = d_weights.sub_(through_sums[rows]).mul_(shares).mul_(related)
+            d_scores = d_weights.sub_(through_sums[rows]).mul_(shares)
+            d_scores = d_scores.mul_(scores > 0) if ctx.relu else d_scores
             d_targets[rows] += d_scores @ sources[columns]
             d_sources[columns] += d_scores.T @ targets[rows]
-        return d_nodes.to(nodes.dtype), d_targets, d_sources, None, None, None, None
+        return d_nodes.to(nodes.dtype), d_targets, d_sources, None, None, None, None, None
 
 
-def _scores(targets: Tensor, sources: Tensor, rows: Nodes, columns: Nodes) -> Tensor:
-    return torch.relu_(targets[rows] @ sources[columns].T)
+def _scores(targets: Tensor, sources: Tensor, rows: Nodes, columns: Nodes, relu: bool) -> Tensor:
+    scores = targets[rows] @ sources[columns].T
+    return torch.relu_(scores) if relu else scores
 
 
 def _blocks(targets: Tensor) -> Iterator[tuple[slice, slice]]:

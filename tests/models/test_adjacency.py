@@ -162,18 +162,18 @@ def test_a_distance_needs_places_and_places_fit_the_nodes():
 
 def test_the_path_is_chosen_by_size():
     made = {nodes: LearnedAdjacency(nodes, 1, form="auto") for nodes in (DENSE_NODES, DENSE_NODES + 1)}
-    assert [adjacency.streamed for adjacency in made.values()] == [False, True]
+    assert [adjacency.form for adjacency in made.values()] == ["dense", "streamed"]
     assert isinstance(LearnedAdjacency(5, 2, form="streamed")(), StreamedAdjacency)
     assert isinstance(LearnedAdjacency(5, 2)(), torch.Tensor)
-    with pytest.raises(ValueError, match="adjacency must be one of auto, dense, streamed, got 'sparse'"):
-        LearnedAdjacency(5, 2, form="sparse")
+    with pytest.raises(ValueError, match="adjacency must be one of auto, dense, streamed, sparse, got 'few'"):
+        LearnedAdjacency(5, 2, form="few")
 
 
 def test_sizes_are_checked_and_shown():
     assert repr(LearnedAdjacency(6, 2)) == "LearnedAdjacency(nodes=6, embedding=2)"
     changed = LearnedAdjacency(6, 2, directed=True, floor=False, max_km=500, form="streamed")
     assert repr(changed) == (
-        "LearnedAdjacency(nodes=6, embedding=2, directed=True, streamed=True, floor=False, max_km=500)"
+        "LearnedAdjacency(nodes=6, embedding=2, directed=True, floor=False, form=streamed, max_km=500)"
     )
     with pytest.raises(ValueError, match="at least 2 nodes and 1 embedding channel, got nodes=1, embedding=4"):
         LearnedAdjacency(1, 4)

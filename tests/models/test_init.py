@@ -18,7 +18,8 @@ def make_network(name, *, channels=2, forcings=1, alive=True, history=3, **optio
     torch.manual_seed(0)
     sizes = {**GRID, "history": history, "horizon": 2, **SIZES.get(name, {"hidden": 3}), **options}
     network = build_model(name, channels=channels, forcings=forcings, **sizes).double()
-    for parameter in network.readout.parameters() if alive and hasattr(network, "readout") else ():
+    at_zero = [weight for key, weight in network.named_parameters() if "readout." in key or "receive." in key]
+    for parameter in at_zero if alive else ():
         torch.nn.init.normal_(parameter, std=0.3)
     return network
 
@@ -226,7 +227,8 @@ def test_errors_list_what_is_known():
         build_model("lstm")
     options = (
         "height, width, channels, forcings, hidden, layers, kernel, embedding, feedback, one_pass, variant, downsample, "
-        "attention, long_range, short_range, self_loop, directed, floor, max_km, long_range_start, adjacency, patch, periodic"
+        "attention, long_range, short_range, self_loop, branch, directed, relu, floor, max_km, adjacency, links, refresh, "
+        "patch, periodic"
     )
     with pytest.raises(ValueError, match=rf"model 'ls_ntp' has no option depth, gates; its options: {options}$"):
         build_model("ls_ntp", gates=4, depth=1, hidden=3, **GRID)

@@ -9,6 +9,8 @@ from climapred.models.ls_ntp import LSConv, LSConvLSTMCell, NodeAttention, ls_nt
 
 INPUTS, HIDDEN, HEIGHT, WIDTH = 2, 3, 4, 5
 NODES = HEIGHT * WIDTH
+CLASSIC = {"branch": 0, "directed": False, "relu": True}  # the paper's LS-Conv between our gates
+VARIANTS = pytest.mark.parametrize("variant", [{"variant": "paper"}, CLASSIC], ids=["paper", "classic"])
 
 
 def randomise(module, seed=0):
@@ -105,7 +107,11 @@ FORMS = [{}, {"feedback": True}, {"one_pass": True}]
 def test_one_step_reaches_every_node(form):
     # A 3 x 3 convolution alone would see the neighbours only.
     network = ls_ntp(height=6, width=7, hidden=3, layers=1, embedding=4, **form)
-    torch.nn.init.normal_(network.readout.weight)
+    for weight in (
+        network.readout.weight,
+        *(weight for name, weight in network.named_parameters() if "receive" in name),
+    ):
+        torch.nn.init.normal_(weight)
     frames = torch.randn(1, 1, 1, 6, 7, requires_grad=True)
     network(frames, 1)[0, 0, 0, 0, 0].backward()
     assert (frames.grad != 0).all()
@@ -114,7 +120,10 @@ def test_one_step_reaches_every_node(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_adjacency_is_shared_by_all_layers_and_built_once_a_pass(form):
     network = ls_ntp(height=4, width=5, hidden=3, layers=3, embedding=4, **form)
-    assert [name for name, _ in network.named_parameters() if "embedding" in name] == ["shared.embedding"]
+    assert [name for name, _ in network.named_parameters() if "shared" in name] == [
+        "shared.embedding",
+        "shared.sources",
+    ]
     calls = []
     network.shared.register_forward_hook(lambda *_: calls.append(1))
     network(torch.randn(2, 4, 1, 4, 5), 5)
@@ -125,12 +134,15 @@ def test_the_adjacency_is_shared_by_all_layers_and_built_once_a_pass(form):
 def test_parameter_count_follows_the_published_arithmetic(form, first):
     # Per cell with C = inputs + hidden: gates 4 h C 9, attention 3 (C^2 + C) + 4 C, peepholes 3 h, as in the authors'
     # code; here plus 4 h biases, and C = h for the first layer of a forecaster without input. A frame is one variable
-    # and two forcings.
-    h = 5
+    # and two forcings. With a branch of r channels NSA sees these; V takes r C + r, U 4 h r, and each node has two vectors.
+    h, r = 5, 2
     joined = [size for inputs in first for size in (inputs + h, 2 * h)]
-    cells = sum(36 * h * c + 3 * (c * c + c) + 4 * c + 3 * h + 4 * h for c in joined)
-    network = ls_ntp(height=4, width=6, forcings=2, hidden=h, embedding=7, **form)
-    assert sum(parameter.numel() for parameter in network.parameters()) == 24 * 7 + cells + 9 * h + 1
+    gates, attention = [36 * h * c + 3 * h + 4 * h for c in joined], [3 * (c * c + c) + 4 * c for c in (*joined, r)]
+    sizes = {"height": 4, "width": 6, "forcings": 2, "hidden": h, "embedding": 7, **form}
+    wanted = 24 * 7 + sum(gates) + sum(attention[:-1]) + 9 * h + 1
+    assert sum(parameter.numel() for parameter in ls_ntp(**sizes, **CLASSIC).parameters()) == wanted
+    wanted = 2 * 24 * 7 + sum(gates) + sum(r * c + r + 4 * h * r + attention[-1] for c in joined) + 9 * h + 1
+    assert sum(parameter.numel() for parameter in ls_ntp(**sizes, branch=r).parameters()) == wanted
 
 
 # The paper's network
@@ -282,9 +294,9 @@ def forecasts(*networks, steps=3):
     return [network(frames, steps) for network in networks]
 
 
-@pytest.mark.parametrize("variant", ["climapred", "paper"])
+@VARIANTS
 def test_without_attention_every_weight_of_it_is_1(variant):
-    whole, ablated = pair({"variant": variant}, {"variant": variant, "attention": False})
+    whole, ablated = pair(variant, {**variant, "attention": False})
     assert {key for key in whole.state_dict() if "attention" not in key} == set(ablated.state_dict())
     for name, parameter in whole.named_parameters():
         if "score.6" in name:
@@ -292,18 +304,18 @@ def test_without_attention_every_weight_of_it_is_1(variant):
     torch.testing.assert_close(*forecasts(whole, ablated))
 
 
-@pytest.mark.parametrize("variant", ["climapred", "paper"])
+@VARIANTS
 def test_without_long_range_the_adjacency_is_0(variant):
-    whole, ablated = pair({"variant": variant, "floor": False}, {"variant": variant, "long_range": False})
+    whole, ablated = pair({**variant, "floor": False}, {**variant, "long_range": False})
     assert set(whole.state_dict()) - set(ablated.state_dict()) == {"shared.embedding"}
     torch.nn.init.zeros_(whole.shared.embedding)  # nobody is related to anybody
     torch.testing.assert_close(*forecasts(whole, ablated))
 
 
-@pytest.mark.parametrize("variant", ["climapred", "paper"])
+@VARIANTS
 def test_without_short_range_only_the_middle_of_the_kernel_is_left(variant):
     whole, ablated = (
-        randomise(ls_ntp(height=4, width=5, hidden=HIDDEN, embedding=4, variant=variant, short_range=short_range))
+        randomise(ls_ntp(height=4, width=5, hidden=HIDDEN, embedding=4, short_range=short_range, **variant))
         for short_range in (True, False)
     )
     changed = set()
@@ -331,43 +343,57 @@ def test_without_self_loop_a_node_has_what_it_hears():
 def test_without_attention_and_long_range_it_is_a_convlstm():
     plain, ablated = (
         convlstm(hidden=HIDDEN),
-        ls_ntp(height=4, width=5, hidden=HIDDEN, attention=False, long_range=False),
+        ls_ntp(height=4, width=5, hidden=HIDDEN, attention=False, long_range=False, **CLASSIC),
     )
     ablated.load_state_dict(randomise(plain).state_dict())
     torch.testing.assert_close(*forecasts(plain, ablated.double()))
 
 
-@pytest.mark.parametrize("options", [{}, {"attention": False}, {"directed": True, "floor": False}])
-def test_a_long_range_that_starts_at_0_leaves_a_convlstm_untrained(options):
+@pytest.mark.parametrize("options", [{}, {"attention": False}, {"directed": False, "relu": True, "floor": False}])
+def test_an_untrained_branch_leaves_a_convlstm(options):
     plain = randomise(convlstm(hidden=HIDDEN))
-    branch = randomise(ls_ntp(height=4, width=5, hidden=HIDDEN, long_range_start=0.0, **options), seed=1)
+    branch = randomise(ls_ntp(height=4, width=5, hidden=HIDDEN, branch=2, **options), seed=1)
     branch.load_state_dict(plain.state_dict(), strict=False)
     for cell in (*branch.encoder, *branch.forecaster):
-        assert cell.scale.shape == (cell.inputs + HIDDEN, 1, 1)
-        torch.nn.init.zeros_(cell.scale)
+        torch.nn.init.zeros_(cell.receive.weight)
     expected, forecast = forecasts(plain, branch)
     torch.testing.assert_close(forecast, expected)
     forecast.square().sum().backward()
-    assert all(cell.scale.grad.all() for cell in branch.encoder)
-    assert not ls_ntp(height=4, width=5, hidden=3, long_range_start=0.0).encoder[0].scale.any()
+    assert all(cell.receive.weight.grad.all() for cell in branch.encoder)
+    assert not any(cell.receive.weight.any() for cell in ls_ntp(height=4, width=5, hidden=3).encoder)
 
 
-def test_the_branch_is_a_convlstm_of_what_is_there_and_what_is_heard():
-    adjacency = randomise(LearnedAdjacency(NODES, 3))()
-    cell = randomise(LSConvLSTMCell(INPUTS, HIDDEN, form=LSConv(start=0.5)), seed=1)
+def test_without_long_range_the_branch_is_gone_and_a_convlstm_left():
+    plain, ablated = convlstm(hidden=HIDDEN), ls_ntp(height=4, width=5, hidden=HIDDEN, long_range=False)
+    ablated.load_state_dict(randomise(plain).state_dict())
+    torch.testing.assert_close(*forecasts(plain, ablated.double()))
+
+
+def test_the_branch_is_added_to_the_gates_of_a_convlstm():
+    adjacency = randomise(LearnedAdjacency(NODES, 3, directed=True, relu=False))()
+    cell = randomise(LSConvLSTMCell(INPUTS, HIDDEN, form=LSConv(branch=4)), seed=1)
     x, hidden, memory = (torch.randn(2, size, HEIGHT, WIDTH).double() for size in (INPUTS, HIDDEN, HIDDEN))
     together = torch.cat([x, hidden], dim=1)
-    sent = attended(cell.attention, together).flatten(2)
-    mixed = together + cell.scale * torch.einsum("nm,bcm->bcn", adjacency, sent).view_as(together)
-    expected = cell.peepholes(F.conv2d(mixed, cell.gates.weight, cell.gates.bias, padding=1), memory)
-    torch.testing.assert_close(cell(x, (hidden, memory), adjacency)[1], expected)
+    send, receive = (part.weight[:, :, 0, 0] for part in (cell.send, cell.receive))
+    sent = torch.einsum("rc,bchw->brhw", send, together) + cell.send.bias[:, None, None]
+    travelled = torch.einsum("nm,brm->brn", adjacency, attended(cell.attention, sent).flatten(2)).view_as(sent)
+    gates = F.conv2d(together, cell.gates.weight, cell.gates.bias, padding=1)
+    gates = gates + torch.einsum("gr,brhw->bghw", receive, travelled)
+    expected = cell.peepholes(gates, memory)
+    found = cell(x, (hidden, memory), adjacency)[1]
+    torch.testing.assert_close(found, expected)
+    leaves = [adjacency.grad_fn.next_functions[0][0], *cell.parameters()][1:]
+    one, other = (torch.autograd.grad(sum(part.square().sum() for part in each), leaves) for each in (found, expected))
+    for gradient, reference in zip(one, other, strict=True):
+        assert reference.abs().max() > 0
+        torch.testing.assert_close(gradient, reference)
 
 
-@pytest.mark.parametrize("variant", ["climapred", "paper"])
+@VARIANTS
 def test_the_streamed_path_makes_the_same_network(variant):
-    options = {"variant": variant, "directed": True, "floor": False, "long_range_start": 0.5}
+    options = {**variant, "directed": True, "floor": False}
     dense, streamed = pair({**options, "adjacency": "dense"}, {**options, "adjacency": "streamed"})
-    assert (dense.shared.streamed, streamed.shared.streamed) == (False, True)
+    assert (dense.shared.form, streamed.shared.form) == ("dense", "streamed")
     one, other = forecasts(dense, streamed)
     torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-10)
     one.square().sum().backward()
@@ -377,17 +403,19 @@ def test_the_streamed_path_makes_the_same_network(variant):
 
 
 def test_options_of_the_adjacency_reach_it():
-    network = ls_ntp(height=70, width=80, hidden=1, embedding=1, directed=True, floor=False, max_km=900)
+    network = ls_ntp(height=70, width=80, hidden=1, embedding=1, relu=True, floor=False, max_km=900)
     assert repr(network.shared) == (
-        "LearnedAdjacency(nodes=5600, embedding=1, directed=True, streamed=True, floor=False, max_km=900)"
+        "LearnedAdjacency(nodes=5600, embedding=1, directed=True, floor=False, form=streamed, max_km=900)"
     )
+    network = ls_ntp(height=3, width=4, hidden=2, embedding=2, adjacency="sparse", links=3, refresh=7)
+    assert (network.shared.links, network.shared.refresh, network.shared.kept.shape) == (3, 7, (12, 3))
     network = ls_ntp(height=3, width=4, hidden=2, embedding=2, max_km=900.0)
     network.shared.place([0.0, 10.0, 20.0], [0.0, 10.0, 20.0, 30.0])
     assert network(torch.randn(1, 2, 1, 3, 4), 2).shape == (1, 2, 1, 3, 4)
 
 
 @pytest.mark.parametrize(
-    "options", [{"variant": "paper"}, {"long_range_start": 0.0, "floor": False, "directed": True}, {"self_loop": False}]
+    "options", [{"variant": "paper"}, CLASSIC, {}, {"adjacency": "sparse", "links": 5}, {**CLASSIC, "self_loop": False}]
 )
 def test_every_form_learns(options):
     torch.manual_seed(0)
@@ -408,8 +436,12 @@ def test_every_form_learns(options):
 def test_unknown_and_contradicting_options_are_refused():
     with pytest.raises(ValueError, match="variant must be one of climapred, paper, got 'official'"):
         ls_ntp(height=4, width=5, variant="official")
-    for options in ({"long_range": False}, {"long_range_start": 0.0}):
+    for options in ({"long_range": False, "branch": 0}, {"branch": 3}):
         with pytest.raises(ValueError, match="self_loop=False needs the long range in the paper's form"):
             ls_ntp(height=4, width=5, self_loop=False, **options)
+    with pytest.raises(ValueError, match="branch must be at least 0, got -1"):
+        ls_ntp(height=4, width=5, branch=-1)
+    with pytest.raises(ValueError, match="branch must be 0, the form of the paper, got 8"):
+        ls_ntp(height=4, width=5, variant="paper", branch=8)
     with pytest.raises(ValueError, match="a network needs at least one layer"):
         ls_ntp(height=4, width=5, layers=0)

@@ -16,13 +16,13 @@ both_targets = pytest.mark.parametrize("change", [False, True])
 
 
 def make_network(name="convlstm", form="states", *, channels=CHANNELS, forcings=0, readout=True):
-    """A small float64 network whose readout, unless told otherwise, is no longer zero."""
+    """A small float64 network in which, unless told otherwise, neither the readout nor a branch is zero any longer."""
     torch.manual_seed(0)
     options = {"hidden": 4, "layers": 2, **FORMS[form], **OPTIONS[name]}
     network = build_model(name, channels=channels, forcings=forcings, height=HEIGHT, width=WIDTH, **options).double()
-    if readout:
-        torch.nn.init.normal_(network.readout.weight, std=0.3)
-        torch.nn.init.normal_(network.readout.bias, std=0.3)
+    at_zero = [weight for key, weight in network.named_parameters() if "readout." in key or "receive." in key]
+    for weight in at_zero if readout else ():
+        torch.nn.init.normal_(weight, std=0.3)
     return network
 
 

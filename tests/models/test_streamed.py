@@ -10,7 +10,8 @@ from climapred.models.streamed import StreamedAdjacency, log_sums, within
 LATITUDE, LONGITUDE = [10.0, 20.0, 30.0, 40.0], [0.0, 15.0, 30.0, 50.0, 70.0]
 NODES = 20
 OPTIONS = [{}, {"directed": True}, {"floor": False}, {"max_km": 3000.0}]
-OPTIONS += [{"directed": True, "floor": False, "max_km": 3000.0}]
+OPTIONS += [{"directed": True, "floor": False, "max_km": 3000.0}, {"relu": False}]
+OPTIONS += [{"relu": False, "directed": True, "max_km": 3000.0}]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
 
 
@@ -60,9 +61,9 @@ def test_its_gradient_is_that_of_differences(options, monkeypatch):
 
     def product(x, *vectors):
         with torch.no_grad():  # L is made of the vectors, as a forward pass does it
-            sums = log_sums(vectors[0], vectors[-1])
+            sums = log_sums(vectors[0], vectors[-1], relu=stream.relu)
         near = (stream.positions, 2 * math.sin(3000 / 6371.229 / 2)) if "max_km" in options else (None, 2.0)
-        return heard(x, StreamedAdjacency(vectors[0], vectors[-1], sums, stream.floor, *near))
+        return heard(x, StreamedAdjacency(vectors[0], vectors[-1], sums, stream.relu, stream.floor, *near))
 
     assert torch.autograd.gradcheck(product, (x, *stream.parameters()))
 
@@ -83,8 +84,8 @@ def test_log_sums_hold_where_exponentials_do_not():
     vectors = 40 * torch.eye(5)
     torch.testing.assert_close(log_sums(vectors, vectors), torch.full((5,), 1600.0))
     links = StreamedAdjacency(vectors, vectors, log_sums(vectors, vectors))
-    x = torch.randn(2, 5)
-    torch.testing.assert_close(links(x), x)
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(links @ x, x)
 
 
 def test_under_autocast_products_are_low_and_weights_are_not():
