@@ -22,7 +22,9 @@ from climapred.whole import replacing
 
 _FORMAT = 1
 _NO_SHARE = 1e-9  # what the sum of some weights may be off by
-_BLOCK_POINTS = 2**18  # source points handled at once: small fields share a call, and all stays in the cache
+_BLOCK_POINTS = (
+    2**21
+)  # source points handled at once: fields share calls, which are few enough not to contend for the GIL
 _UNTRUE = ("actual_range", "cell_measures")  # attributes that tell of the old points
 
 
