@@ -82,6 +82,7 @@ def measure(side: str, method: Method, folder: Path) -> dict[str, float]:
     """Return seconds and the peak of memory in MB."""
     began, peak = time.perf_counter(), 0
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled
     with psutil.Popen(
         command(side, method, folder), cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -100,8 +101,6 @@ def measure(side: str, method: Method, folder: Path) -> dict[str, float]:
 
 def one_call(method: Method, folder: Path) -> float:
     """Regrid in this process, whose libraries are loaded; return seconds."""
-    import distributed  # noqa: F401 - xarray loads it when it writes
-
     began = time.perf_counter()
     grid = target_grid(str(folder / "grid.nc"))
     regrid_file(folder / "in.nc", folder / f"call_{method}.nc", grid, method, overwrite=True)

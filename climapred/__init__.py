@@ -9,10 +9,22 @@ import importlib
 import sys
 from typing import Any
 
+
+class _PyprojFirst:
+    """Loads pyproj when eccodes is about to be: both wheels carry a PROJ of their own.
+
+    pyproj 3.7 (cartopy's) loaded after eccodes 2.50 crashes the interpreter. The other order works; whoever has loaded eccodes
+    already gets away as long as no map is drawn.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "eccodes":
+            sys.meta_path.remove(self)
+            importlib.import_module("pyproj")
+
+
 if "eccodes" not in sys.modules:
-    # Both wheels carry a PROJ of their own: pyproj 3.7 (cartopy's) loaded after eccodes 2.50 crashes the interpreter. The
-    # other order works; whoever has loaded eccodes already gets away as long as no map is drawn.
-    import pyproj as _pyproj  # noqa: F401
+    sys.meta_path.insert(0, _PyprojFirst())
 
 _HOMES = {
     "Grid": "grid",

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 if TYPE_CHECKING:
     import xarray as xr
+    from rich.console import Console
 
     from climapred.learning.artefact import TrainedModel
 
@@ -66,7 +66,7 @@ def run(
     from climapred.learning.order import Share
     from climapred.recipe import RecipeError
 
-    console, set_ = Console(stderr=True), [*(set_ or ()), *_parse_baselines(baseline or ())]
+    console, set_ = _console(stderr=True), [*(set_ or ()), *_parse_baselines(baseline or ())]
     if until is not None and until not in pipeline.STAGES:
         raise typer.BadParameter(
             f"{until!r} is not a stage; stages: {', '.join(pipeline.STAGES)}", param_hint="--until"
@@ -173,7 +173,7 @@ def inspect(
     if json_:
         typer.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
     else:
-        console = Console()
+        console = _console()
         for line in found.lines():
             style = "red" if line.startswith("refused") else "green" if line == "harmonise takes this" else None
             console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -204,6 +204,7 @@ def models(
     ] = None,
 ) -> None:
     """List the models: name, parameters, multiply-adds of a forecast from one window, what they are, their papers."""
+    from rich.markup import escape
     from rich.table import Table
 
     from climapred.models import MODELS, has_option
@@ -223,7 +224,7 @@ def models(
             table.add_row(name, f"{found.parameters:,}", f"{found.multiply_adds / 1e9:,.2f} G", escape(paper(name)))
     except ValueError as error:
         _fail(error)
-    Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False)
+    _console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False)
 
 
 def _parse_value(text: str) -> Any:
@@ -266,8 +267,6 @@ def regrid(
 ) -> None:
     """Write files to another grid, block by block: names, attributes and times are kept, cells become CF bounds."""
     import shlex
-    import sys
-    from contextlib import nullcontext
     from datetime import UTC, datetime
 
     from climapred.data.regrid_file import regrid_file, target_grid
@@ -278,16 +277,21 @@ def regrid(
     history = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}: {shlex.join(call)} --max-missing {max_missing}"
     settings: Any = {"method": method, "variables": names, "max_missing": max_missing, "overwrite": overwrite}
     try:
-        progress: Any = nullcontext()
-        if sys.stderr.isatty():
-            from dask.diagnostics import ProgressBar  # slow to import
-
-            progress = ProgressBar(minimum=5, out=sys.stderr)
-        with progress:
-            regrid_file(source, out, target_grid(grid, region), history=history, **settings)
+        regrid_file(source, out, target_grid(grid, region), history=history, progress=_percent(), **settings)
     except (ValueError, OSError, ImportError) as error:
         _fail(error)
     typer.echo(f"{out}: written")
+
+
+def _percent() -> Callable[[int, int], None]:
+    """Return what shows the progress of longer work on a terminal."""
+    began = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty() and time.monotonic() - began > 5:
+            print(f"\r{100 * done // total} %", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
 
 
 @app.command()
@@ -404,7 +408,7 @@ def forecast(
     from climapred.learning.new_data import forecast_batches, open_fields, start_times
     from climapred.results.cf_stream import write_forecasts
 
-    console, chosen = Console(stderr=True), _parse_select(select or ())
+    console, chosen = _console(stderr=True), _parse_select(select or ())
     try:
         perturbation = Perturbation(members, amplitude, seed=seed) if members > 1 else None
         trained = [load_model(path) for path in (model, *(also or ()))]
@@ -451,8 +455,18 @@ def _describe_forecast(models: Sequence[TrainedModel]) -> Callable[..., xr.Datas
     )
 
 
+def _console(**options: Any) -> Console:
+    from rich.console import (
+        Console,  # not needed by commands that print nothing but a line, and these should start at once
+    )
+
+    return Console(**options)
+
+
 def _fail(error: Exception) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    from rich.markup import escape
+
+    _console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(1) from error
 
 

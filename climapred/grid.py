@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Array = npt.NDArray[np.float64]
+Cells = tuple[str, Array] | None
 
 Region = tuple[float, float, float, float]  # south, north, west, east
 
@@ -161,16 +164,26 @@ class Grid:
         latitude, longitude = axis_names(dataset)
         rows, columns = (np.asarray(dataset[name].values, dtype=np.float64) for name in (latitude, longitude))
         if any_direction:
-            columns = _unwrapped(columns)
+            columns = unwrapped(columns)
         elif descending := [
             name for name, axis in ((latitude, rows), (longitude, columns)) if (np.diff(axis) <= 0).any()
         ]:
             raise ValueError(f"{' and '.join(descending)} must increase; call harmonise() first")
+        return cls.along(rows, columns, _cells(dataset, latitude), _cells(dataset, longitude))
+
+    @classmethod
+    def along(cls, rows: Array, columns: Array, row_cells: Cells = None, column_cells: Cells = None) -> Grid:
+        """Return the grid of axes that run either way.
+
+        Args:
+            rows, columns: latitudes (H,) and longitudes (W,) without a jump, see ``unwrapped``.
+            row_cells, column_cells: name and values, (H, 2) and (W, 2), of CF bounds; None where a cell ends half-way.
+        """
         return cls(
             rows[::-1] if rows[0] > rows[-1] else rows,
             columns[::-1] if columns[0] > columns[-1] else columns,
-            latitude_bounds=_given_bounds(dataset, latitude, rows, _latitude_bounds),  # type: ignore[arg-type]
-            longitude_bounds=_given_bounds(dataset, longitude, columns, _midpoint_bounds),  # type: ignore[arg-type]
+            latitude_bounds=_edges(row_cells, rows, _latitude_bounds),  # type: ignore[arg-type]
+            longitude_bounds=_edges(column_cells, columns, _midpoint_bounds),  # type: ignore[arg-type]
         )
 
     def same_points(self, other: Grid | ReducedGrid) -> bool:
@@ -356,16 +369,19 @@ def axis_names(dataset: xr.Dataset | xr.DataArray) -> tuple[str, str]:
     Raises:
         ValueError: if one is missing.
     """
+    lines = {str(name): dataset[name].attrs for name in dataset.coords if dataset[name].dims == (name,)}
+    return horizontal_names(lines, list(dataset.coords))
+
+
+def horizontal_names(axes: Mapping[str, Mapping[str, Any]], coordinates: object) -> tuple[str, str]:
+    """Return which of ``axes``, {name: attributes}, are latitude and longitude; an error lists all ``coordinates``."""
     names = []
     for axis, spellings in _AXES.items():
-        lines = {str(name): dataset[name].attrs for name in dataset.coords if dataset[name].dims == (name,)}
-        told = [name for name, attrs in lines.items() if attrs.get("standard_name") == axis]
-        told += [name for name, attrs in lines.items() if attrs.get("units") in spellings]
-        found = [name for name in (*spellings[:2], *told) if name in lines]
+        told = [name for name, attrs in axes.items() if attrs.get("standard_name") == axis]
+        told += [name for name, attrs in axes.items() if attrs.get("units") in spellings]
+        found = [name for name in (*spellings[:2], *told) if name in axes]
         if not found:
-            raise ValueError(
-                f"dataset must have a 1-D coordinate {axis!r}, got {list(dataset.coords)}; call harmonise() first"
-            )
+            raise ValueError(f"dataset must have a 1-D coordinate {axis!r}, got {coordinates}; call harmonise() first")
         names.append(found[0])
     return names[0], names[1]
 
@@ -373,11 +389,11 @@ def axis_names(dataset: xr.Dataset | xr.DataArray) -> tuple[str, str]:
 def descending_axes(dataset: xr.Dataset | xr.DataArray) -> list[str]:
     """Return the names of those of the two axes along which the fields run against their ``Grid.of``."""
     latitude, longitude = axis_names(dataset)
-    values = {latitude: dataset[latitude].values, longitude: _unwrapped(dataset[longitude].values.astype(np.float64))}
+    values = {latitude: dataset[latitude].values, longitude: unwrapped(dataset[longitude].values.astype(np.float64))}
     return [name for name, axis in values.items() if axis[0] > axis[-1]]
 
 
-def _unwrapped(longitude: Array) -> Array:
+def unwrapped(longitude: Array) -> Array:
     """Return longitudes without their jump: 178, 179, -180, -179 becomes 178 to 181, 359, 0, 1 becomes -1 to 1."""
     if longitude.ndim != 1 or longitude.size < 3:
         return longitude
@@ -397,22 +413,27 @@ def _unwrapped(longitude: Array) -> Array:
     return longitude
 
 
-def _given_bounds(
-    dataset: xr.Dataset | xr.DataArray, name: str, centres: Array, assumed: Callable[[Array], Array]
-) -> Array | None:
-    """Return the edges (n + 1,) in increasing order that CF bounds give; None where they say what is assumed anyway."""
+def _cells(dataset: xr.Dataset | xr.DataArray, name: str) -> Cells:
+    """Return the bounds (n, 2) that CF's attribute names, if the dataset holds them."""
     bounds = dataset[name].attrs.get("bounds", dataset[name].encoding.get("bounds"))
-    if bounds is None or isinstance(dataset, xr.DataArray) or bounds not in dataset.variables:
+    if bounds is None or bounds not in getattr(dataset, "variables", ()):  # an array brings none along
         return None
-    pairs = np.sort(np.asarray(dataset[bounds].values, dtype=np.float64), axis=-1)
+    return bounds, np.asarray(dataset[bounds].values, dtype=np.float64)
+
+
+def _edges(cells: Cells, centres: Array, assumed: Callable[[Array], Array]) -> Array | None:
+    """Return the edges (n + 1,) of CF cells in increasing order; None where they say what is assumed anyway."""
+    if cells is None:
+        return None
+    name, pairs = cells[0], np.sort(cells[1], axis=-1)
     if pairs.shape != (centres.size, 2):
-        raise ValueError(f"{bounds!r}, the bounds of {name!r}, must have shape ({centres.size}, 2), got {pairs.shape}")
+        raise ValueError(f"the bounds {name!r} must have shape ({centres.size}, 2), got {pairs.shape}")
     turns = 360 * np.round((centres - pairs.mean(axis=1)) / 360)  # longitudes lost their jump; the bounds follow
     pairs = pairs + turns[:, None]
     order = slice(None, None, -1 if centres[0] > centres[-1] else 1)
     centres, pairs = centres[order], pairs[order]
     if np.abs(pairs[1:, 0] - pairs[:-1, 1]).max(initial=0) > ROUNDING:
-        raise ValueError(f"the cells in {bounds!r} must touch each other; drop it first: dataset.drop_vars({bounds!r})")
+        raise ValueError(f"the cells in {name!r} must touch each other; drop it first: dataset.drop_vars({name!r})")
     edges = np.append(pairs[:, 0], pairs[-1, 1])
     return None if np.abs(edges - assumed(centres)).max() < ROUNDING else edges
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import xarray as xr
 
-Values = TypeVar("Values", float, np.ndarray, xr.DataArray)
+if TYPE_CHECKING:
+    import xarray as xr
+
+Values = TypeVar("Values", float, np.ndarray, "xr.DataArray")
 
 
 @dataclass(frozen=True)

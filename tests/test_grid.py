@@ -257,7 +257,7 @@ def test_of_brings_the_cells_of_the_file():
     with pytest.raises(ValueError, match=r"cells in 'lat_bnds' must touch each other; drop it first"):
         Grid.of(apart)
     other = apart.assign(lat_bnds=(("other", "bnds"), np.zeros((3, 2))))
-    with pytest.raises(ValueError, match=r"'lat_bnds', the bounds of 'lat', must have shape \(2, 2\), got \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"the bounds 'lat_bnds' must have shape \(2, 2\), got \(3, 2\)"):
         Grid.of(other)
 
 

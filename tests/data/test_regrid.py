@@ -519,7 +519,7 @@ def test_saved_weights(source, method, tmp_path, monkeypatch):
     regridder = Regridder(source, Grid.regular(10), method, max_missing=0.2)
     regridder.save(tmp_path / "weights.npz")
     assert [file.name for file in tmp_path.iterdir()] == ["weights.npz"]
-    monkeypatch.setattr("climapred.data.regrid.find_weights", lambda *grids: pytest.fail("computed"))
+    monkeypatch.setattr("climapred.data.regridder.find_weights", lambda *grids: pytest.fail("computed"))
     loaded = Regridder.load(tmp_path / "weights.npz")
     assert loaded == regridder
     values = np.random.default_rng(0).normal(0, 1, source.shape)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from climapred.data import regrid_file as module
 from climapred.data.regrid import regrid
 from climapred.data.regrid_file import regrid_file, target_grid
+from climapred.data.sources import open_source
 from climapred.grid import Grid
 from climapred.testing import synthetic_temperature, write_era5_grib
 
@@ -105,7 +105,7 @@ def test_nothing_is_overwritten_unasked(fields, tmp_path):
         with pytest.raises(FileExistsError, match=rf"{name} exists; remove it, name another.*--overwrite"):
             regrid_file(tmp_path / "in.nc", tmp_path / name, Grid.regular(30))
         regrid_file(tmp_path / "in.nc", tmp_path / name, Grid.regular(30), overwrite=True)
-        assert Grid.of(module.open_source(tmp_path / name)) == Grid.regular(30)
+        assert Grid.of(open_source(tmp_path / name)) == Grid.regular(30)
     with pytest.raises(ValueError, match=r"output must end in \.nc or \.zarr, got .*out\.grib"):
         regrid_file(tmp_path / "in.nc", tmp_path / "out.grib", TARGET)
 
@@ -122,7 +122,7 @@ def test_a_damaged_source_leaves_the_old_output(fields, name, tmp_path):
     with pytest.raises(ValueError, match=r"in\.nc cannot be read, or .*out\.\w+ not be written: .*HDF"):
         regrid_file(tmp_path / "in.nc", tmp_path / name, Grid.regular(30), overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.nc", name]
-    assert Grid.of(module.open_source(tmp_path / name)) == TARGET
+    assert Grid.of(open_source(tmp_path / name)) == TARGET
 
 
 def test_no_field_on_a_grid(fields, tmp_path):
