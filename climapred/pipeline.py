@@ -28,6 +28,7 @@ from rich.console import Console
 from climapred import stages
 from climapred.data.locks import locked
 from climapred.data.regrid import Method, Regridder, source_grid
+from climapred.data.sources import source_identity
 from climapred.grid import Grid, ReducedGrid
 from climapred.learning.order import Share
 from climapred.learning.windows import time_step
@@ -244,6 +245,9 @@ def check(recipe: Recipe, path: str | Path) -> None:
                     "options: {feedback: true}, or {one_pass: true}"
                 )
     _check_maps(recipe, path, grid, times)
+    for name in recipe.scores.external:  # read at the end of a run that may take hours
+        with located(path, f"scores.external.{name}"):
+            stages.external(recipe, name, grid, stages.init_times(recipe, times), time_step(times) * window.leads)
 
 
 def _target(own: Grid | ReducedGrid, recipe: GridRecipe | None) -> Grid:
@@ -322,7 +326,9 @@ def _units(run: Run) -> Iterator[Unit]:
         work = partial(stages.forecast_baseline, run, name)
         yield Unit("forecast", f"forecast {name}", fingerprint, (run.forecast_path(name),), work)
     further = [name for name in recipe.forecast.baselines if name not in BASELINES]  # the others are scored always
-    scores = _fingerprint("scores", known, forecasts, further, _plain(recipe.scores))
+    others = {name: source_identity(external.expanded_paths()) for name, external in recipe.scores.external.items()}
+    compared = [others] if others else []
+    scores = _fingerprint("scores", known, forecasts, further, _plain(recipe.scores), *compared)
     yield Unit("evaluate", "scores", scores, (out / "scores.nc", out / "scores.csv"), partial(stages.evaluate, run))
     maps = _fingerprint("maps", scores, forecasts, _plain(recipe.maps))
     yield Unit("maps", "maps", maps, (out / "maps",), partial(stages.maps, run))

@@ -373,19 +373,29 @@ def _baseline(run: Run, name: str) -> xr.Dataset:
 
 def _external(run: Run, name: str) -> xr.Dataset:
     """Return the forecasts of others, on the grid and at the times of ours."""
+    return external(run.recipe, name, Grid.of(open_store(run.store)), *run.forecast_times())
+
+
+def external(recipe: Recipe, name: str, grid: Grid, starts: Times, leads: npt.NDArray[np.timedelta64]) -> xr.Dataset:
+    """Return the forecasts of others, regridded and matched in time; lazily.
+
+    Raises:
+        ValueError, OSError: if there is no such file, or if it lacks the variable, its units, starts or leads.
+    """
     from climapred.results.external import external_forecast
 
-    recipe, grid = run.recipe.scores.external[name], Grid.of(open_store(run.store))
-    opened = open_source(recipe.path, variables=[recipe.variable or run.variable])
-    starts, leads = run.forecast_times()
+    theirs, variable = recipe.scores.external[name], recipe.source.variables[0]
+    select = theirs.select.model_dump(exclude_none=True)
+    named = theirs.variable or variable
+    opened = open_source(theirs.expanded_paths(), variables=[named], select=select, forecasts=True)
     return external_forecast(
-        regrid(opened, grid, recipe.method),
-        run.variable,
+        regrid(opened, grid, theirs.method),
+        variable,
         grid,
         init_times=starts,
         lead_times=leads,
-        name=recipe.variable,
-        max_delay=np.timedelta64(round(3600 * recipe.max_delay_hours), "s"),
+        name=named,
+        max_delay=np.timedelta64(round(3600 * theirs.max_delay_hours), "s"),
     )
 
 

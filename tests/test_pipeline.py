@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -168,6 +169,43 @@ def test_further_baselines_regions_and_forecasts_of_others(tiny_run, finished_ru
     assert set(compared["note"]) <= {"reference", "better", "worse", "not distinguishable"}
     assert compared["rmse"].idxmin() == compared.index[compared["note"] == "reference"].item()
     assert "least RMSE (area-weighted)" in pipeline.report(tiny_run.out)
+
+
+GFS = {
+    **{"centre": "kwbc", "shortName": "2t", "typeOfLevel": "heightAboveGround", "level": 2, "bitsPerValue": 24},
+    **{"Ni": 48, "Nj": 24, "iDirectionIncrementInDegrees": 2.5, "jDirectionIncrementInDegrees": 2.5},
+    **{"latitudeOfFirstGridPointInDegrees": 77.5, "latitudeOfLastGridPointInDegrees": 20},
+    **{"longitudeOfFirstGridPointInDegrees": 180, "longitudeOfLastGridPointInDegrees": 297.5},
+}
+
+
+def gfs_clock(start: np.datetime64) -> dict:
+    return {"dataDate": int(str(start)[:10].replace("-", "")), "dataTime": 100 * int(str(start)[11:13])}
+
+
+def test_a_gfs_file_is_a_baseline(tiny_run):
+    """Twelve starts a month of a GRIB file with steps of 6 and 12 hours: scored as the means over plain arrays are."""
+    fields = synthetic_temperature(start="2001-01-01", periods=1460).fields["t2m"]
+    with xr.open_dataset(tiny_run.out / "forecasts/damped.nc") as written:
+        starts = written["forecast_reference_time"].values
+    north, messages, errors = fields.isel(latitude=slice(None, None, -1)), [], {6: [], 12: []}
+    truth = open_store(tiny_run.out / "tensors.zarr")["air"].astype(np.float64)
+    for start, hours in itertools.product(starts, (6, 12)):
+        valid = start + np.timedelta64(hours, "h")
+        said = north.sel(time=valid) + 0.25 * hours + np.cos(np.radians(north["longitude"]))
+        messages.append({**GFS, **gfs_clock(start), "step": hours, "values": said.values})
+        on_grid = said.astype(np.float64).interp(latitude=truth["latitude"], longitude=truth["longitude"])
+        errors[hours].append((on_grid - truth.sel(time=valid)).values)
+    write_grib(tiny_run.out.parent / "gfs.grib", *messages, sample="regular_ll_sfc_grib2")
+    overrides = _parse_baselines([f"gfs={tiny_run.out.parent / 'gfs.grib'}"])
+    assert run(tiny_run, *overrides, "scores.external.gfs.variable=2t", until="evaluate") == ["scores"]
+    table = pd.read_csv(tiny_run.out / "scores.csv").set_index(["model", "lead_hours"])
+    for hours, wrong in errors.items():
+        np.testing.assert_allclose(table.loc[("gfs", hours), "mae"], np.abs(wrong).mean(), rtol=1e-4)
+        np.testing.assert_allclose(table.loc[("gfs", hours), "rmse"], np.sqrt(np.square(wrong).mean()), rtol=1e-4)
+    assert run(tiny_run, *overrides, "scores.external.gfs.variable=2t", until="evaluate") == []
+    os.utime(tiny_run.out.parent / "gfs.grib")  # another file, for all that is known
+    assert run(tiny_run, *overrides, "scores.external.gfs.variable=2t", until="evaluate") == ["scores"]
 
 
 def test_forecasts_see_no_test_frame_of_the_future(finished_run):
