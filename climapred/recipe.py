@@ -286,12 +286,12 @@ class ForecastRecipe(_Section):
 class ExternalRecipe(_Section):
     """Forecasts that others made, for comparison: regridded, and matched in time; see ``results.external``.
 
-    ``variable`` is what they call the first variable of the source, where that is no name of it; ``select`` takes GRIB
-    messages, such as {level_type: sigma, step: [6, 12]}.
+    ``variable`` is what they call the first variable of the source, where that is no name of it; of several variables it
+    tells what they call each, such as {air: t, msl: prmsl}. ``select`` takes GRIB messages, such as {level_type: sigma}.
     """
 
     path: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-    variable: str | None = None
+    variable: str | dict[VariableName, str] | None = None
     select: SelectRecipe = SelectRecipe()
     method: Literal["nearest", "bilinear", "conservative"] = "bilinear"
     max_delay_hours: Real = Field(0.0, ge=0)
@@ -303,6 +303,10 @@ class ExternalRecipe(_Section):
             RecipeError: if one is not set.
         """
         return tuple(_expand(path) for path in self.path)
+
+    def names(self, first: str) -> dict[str, str]:
+        """Return what they call which of our variables, ``first`` among them or alone."""
+        return self.variable if isinstance(self.variable, dict) else {first: self.variable or first}
 
 
 class ScoresRecipe(_Section):
@@ -342,12 +346,20 @@ class Recipe(_Section):
     scores: ScoresRecipe = ScoresRecipe()
     maps: MapsRecipe = MapsRecipe()
 
+    def ending(self, variable: str) -> str:
+        """Return what the names of result files of a variable end in: nothing for the first, which most runs stop at."""
+        return "" if variable == self.source.variables[0] else f"_{variable}"
+
     @model_validator(mode="after")
-    def _forecasts_of_others_have_names_of_their_own(self) -> Recipe:
+    def _forecasts_of_others_fit(self) -> Recipe:
         if clash := sorted({*_BASELINE_NAMES, *(model.name for model in self.models)} & set(self.scores.external)):
             raise ValueError(
                 f"scores.external: {', '.join(clash)}: a baseline or a model has this name; choose another"
             )
+        known = self.source.variables
+        for name, external in self.scores.external.items():
+            if unknown := sorted(set(external.names(known[0])) - set(known)):
+                raise ValueError(f"scores.external.{name}.variable: {', '.join(unknown)}: not among {', '.join(known)}")
         return self
 
 

@@ -15,13 +15,14 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from climapred import pipeline
+from climapred import pipeline, stages
 from climapred.cli import _parse_baselines
 from climapred.data.locks import locked
 from climapred.data.store import open_statistics, open_store
 from climapred.learning.artefact import load_model
 from climapred.recipe import RecipeError, load_recipe
 from climapred.results.cf import check_cf
+from climapred.stages import Run
 from climapred.testing import synthetic_temperature, write_era5_grib, write_grib, write_ncep
 
 BUILD = ["sample", "tensors", "statistics"]
@@ -67,12 +68,14 @@ def test_a_run_writes_what_the_house_says(finished_run):
         "scores.nc",
         "scores.csv",
         "scores_seasons.csv",
+        "skill.nc",
         "comparison.csv",
         "comparison_mean.csv",
         "report.html",
         "correlations/graph.nc",
         "maps/scores.png",
         "maps/mae.png",
+        "maps/skill.png",
         "maps/forecast_graph_20011011T12.png",
         "maps/forecast_conv_20011011T12.png",
         "maps/correlation_graph_40N_260E.png",
@@ -143,6 +146,84 @@ def test_baselines_are_scored_on_the_same_windows(finished_run):
         later = truth.sel(time=starts + np.timedelta64(hours, "h")).values
         row = table[(table["model"] == "persistence") & (table["lead_hours"] == hours)]
         np.testing.assert_allclose(row["mae"].item(), abs(truth.sel(time=starts).values - later).mean(), rtol=1e-6)
+
+
+def test_maps_of_skill_are_plain_arrays_and_hatched(finished_run):
+    truth = open_store(finished_run.out / "tensors.zarr")["air"].astype(np.float64)
+    squared = {}
+    for name in ("graph", "conv", "damped"):
+        with xr.open_dataset(finished_run.out / "forecasts" / f"{name}.nc") as forecast:
+            squared[name] = ((forecast["air"] - truth.sel(time=forecast["time"]).drop_vars("time")) ** 2).values
+    with xr.open_dataset(finished_run.out / "skill.nc") as stored:
+        found = stored.load()
+    assert found["model"].values.tolist() == ["graph", "conv", "persistence", "climatology"]
+    assert found.attrs["reference"] == "damped"
+    for name in ("graph", "conv"):
+        expected = 1 - squared[name].mean(axis=(0, 1)) / squared["damped"].mean(axis=(0, 1))
+        np.testing.assert_allclose(found["skill"].sel(model=name), expected, atol=1e-5)
+    assert set(np.unique(found["not_significant"])) == {0, 1}
+    (draw,) = [
+        draw
+        for name, draw in stages._score_maps(Run(load_recipe(finished_run.recipe), finished_run.out), "air")
+        if name == "skill"
+    ]
+    figure = draw()
+    assert [axes.get_title().split(":")[0] for axes in figure.axes[:2]] == ["graph", "conv"]
+    assert any("hatched: not significant" in text.get_text() for text in figure.texts)
+
+
+def test_curves_have_the_intervals_of_the_start_times(finished_run):
+    with xr.open_dataset(finished_run.out / "scores.nc") as stored:
+        assert (stored["rmse_area_lower"] < stored["rmse_area"]).all()
+        assert (stored["rmse_area"] < stored["rmse_area_upper"]).all()
+    figure = dict(stages._score_maps(Run(load_recipe(finished_run.recipe), finished_run.out), "air"))["scores"]()
+    assert [len(axes.collections) for axes in figure.axes] == [5, 5, 0]  # a band for each model, none for the bias
+    assert any("95 % interval, block bootstrap" in text.get_text() for text in figure.texts)
+
+
+def test_every_variable_is_scored_and_drawn(tmp_path):
+    """Two variables: the further one has files of its own, with its name behind theirs, and its own numbers in them."""
+    fields = synthetic_temperature(periods=1460).fields
+    fields["msl"] = (1e5 + 50 * (fields["t2m"].roll(longitude=5) - 280)).assign_attrs(units="Pa").astype("float32")
+    fields.to_netcdf(tmp_path / "two.nc")
+    (tmp_path / "r.yaml").write_text(TWO.format(path=tmp_path / "two.nc"))
+    out = tmp_path / "out"
+    pipeline.run(tmp_path / "r.yaml", out, console=Console(quiet=True))
+    truth = open_store(out / "tensors.zarr").astype(np.float64)
+    for variable, ending in {"t2m": "", "msl": "_msl"}.items():
+        table = pd.read_csv(out / f"scores{ending}.csv").set_index(["model", "lead_hours"])
+        with xr.open_dataset(out / "forecasts/conv.nc") as forecast:
+            error = forecast[variable] - truth[variable].sel(time=forecast["time"]).drop_vars("time")
+            starts = forecast["forecast_reference_time"].values
+        for k, hours in enumerate((6, 12)):
+            values = error.isel(forecast_period=k).values
+            np.testing.assert_allclose(table.loc[("conv", hours), "mae"], abs(values).mean(), rtol=1e-5)
+            later = truth[variable].sel(time=starts + np.timedelta64(hours, "h")).values
+            unchanged = abs(truth[variable].sel(time=starts).values - later).mean()
+            np.testing.assert_allclose(table.loc[("persistence", hours), "mae"], unchanged, rtol=1e-5)
+        with xr.open_dataset(out / f"scores{ending}.nc") as stored:
+            assert stored["mae_map"].attrs["units"] == {"t2m": "K", "msl": "Pa"}[variable]
+        for name in ("comparison.csv", "comparison_mean.csv", "scores_seasons.csv", "scores_regions.csv", "skill.nc"):
+            assert (out / name.replace(".", f"{ending}.")).exists()
+        for name in ("mae", "scores", "skill"):
+            assert (out / "maps" / f"{name}{ending}.png").exists()
+        assert list((out / "maps").glob(f"forecast_conv_*T??{ending}.png"))
+    said = pipeline.report(out)
+    assert said.count("least RMSE (area-weighted)") == 2
+    assert "msl:" in said
+
+
+TWO = """\
+name: two
+source: {{path: {path}, variables: [t2m, msl]}}
+grid: {{spacing: 10, region: [20, 70, 180, 290]}}
+window: {{history: 3, horizon: 2, stride: 20}}
+split: {{validation: 2001-09-01, test: 2001-10-01}}
+models: [{{name: conv, architecture: convlstm, options: {{hidden: 4}}}}]
+training: {{epochs: 1, batch_size: 16, precision: float32}}
+forecast: {{stride: 20}}
+scores: {{regions: {{west: [30, 60, 180, 240]}}}}
+"""
 
 
 def test_further_baselines_regions_and_forecasts_of_others(tiny_run, finished_run):

@@ -320,25 +320,6 @@ def _noted(found: xr.Dataset, model: str, is_reference: bool, measure: str, step
     return frame[["model", *([] if averaged else ["lead_hours"]), *numbers, "note"]]
 
 
-def squared_errors(forecast: xr.DataArray, truth: xr.DataArray) -> xr.DataArray:
-    """Return the squared errors of each start time and cell, means over the leads: what a map of skill is made of.
-
-    Float64, dims (init_time, latitude, longitude), in memory; one lead at a time is added.
-
-    Raises:
-        ValueError: as ``error_sums`` does.
-    """
-    truth = fitting_truth(forecast, truth)
-    mean = forecast.mean("realization", skipna=False) if "realization" in forecast.dims else forecast
-    total: xr.DataArray | float = 0.0
-    for lead in range(mean.sizes["lead_time"]):
-        values = mean.isel(lead_time=lead, drop=True)
-        observed = truth.sel(time=values["valid_time"].drop_vars("valid_time")).drop_vars("time")
-        total = total + ((values.drop_vars("valid_time").astype(np.float64) - observed) ** 2).compute()
-    assert isinstance(total, xr.DataArray)
-    return (total / mean.sizes["lead_time"]).drop_attrs(deep=False).transpose("init_time", *CELLS)
-
-
 def p_values_of_cells(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
     """Return the p-value of each cell: how easily chance makes a mean difference as large as that of the two.
 
@@ -379,6 +360,31 @@ def _p_values(series: Floats, length: int, times: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.where(mean == 0, 0.0, np.abs(mean) / np.sqrt(variance))
     return np.asarray(2 * t.sf(np.where(np.isnan(mean), np.nan, distance), max(1.0, size / length - 1)))
+
+
+def score_intervals(
+    errors: Mapping[str, xr.Dataset], *, confidence: float = 0.95, replicates: int = 2000, seed: int = 0
+) -> xr.Dataset:
+    """Return how well the scores of each model are known from these start times: the bands round its curves.
+
+    Args:
+        errors: ``error_series`` of each model, by name.
+        confidence, replicates, seed: as for ``compare``.
+
+    Returns:
+        Dims (model, lead_time): ``mae_area_lower``, ``mae_area_upper``, ``rmse_area_lower`` and ``rmse_area_upper``.
+    """
+    parts = []
+    for of_model in errors.values():
+        ends = {}
+        for name, term, root in (("mae_area", "absolute", False), ("rmse_area", "squared", True)):
+            nothing = xr.zeros_like(of_model[term])
+            found = compare(of_model[term], nothing, root=root, confidence=confidence, replicates=replicates, seed=seed)
+            for end in ("lower", "upper"):
+                what = f"{end} end of the {confidence:.0%} interval of {name}, block bootstrap over start times"
+                ends[f"{name}_{end}"] = found[end].assign_attrs(long_name=what)
+        parts.append(xr.Dataset(ends))
+    return xr.concat(parts, pd.Index(list(errors), name="model")).drop_attrs(deep=False)
 
 
 def discoveries(p_values: xr.DataArray, rate: float = 0.1) -> xr.DataArray:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import norm, ttest_1samp
+from scipy.stats import norm, t, ttest_1samp
 
 from climapred.grid import Grid, cell_areas
 from climapred.results.baselines import persistence
@@ -14,7 +14,7 @@ from climapred.results.significance import (
     discoveries,
     error_series,
     p_values_of_cells,
-    squared_errors,
+    score_intervals,
 )
 from climapred.results.sums import error_sums
 
@@ -184,14 +184,20 @@ def test_false_discoveries_are_held_down():
     assert not discoveries(xr.DataArray([np.nan, np.nan])).any()
 
 
-def test_squared_errors_of_cells_average_to_the_map_of_rmse():
-    truth, forecasts = make_case(a=1.0)
-    found = squared_errors(forecasts["a"].chunk(init_time=7), truth)
-    assert found.dims == ("init_time", "latitude", "longitude")
-    cells = error_series(forecasts["a"], truth, cells=True)["squared"].mean("lead_time")
-    np.testing.assert_allclose(found, cells.transpose(*found.dims), rtol=1e-12)
-    ensemble = xr.concat([forecasts["a"], forecasts["a"] + 1], dim="realization")
-    np.testing.assert_allclose(squared_errors(ensemble, truth), squared_errors(forecasts["a"] + 0.5, truth), rtol=1e-5)
+def test_intervals_of_scores_hold_the_scores_and_are_those_of_their_errors():
+    truth, forecasts = make_case(a=1.0, b=2.0)
+    series = {name: error_series(forecast, truth) for name, forecast in forecasts.items()}
+    found = score_intervals(series, replicates=500)
+    assert found["rmse_area_lower"].dims == ("model", "lead_time")
+    for name in ("a", "b"):
+        squared = series[name]["squared"]
+        rmse = squared.mean("init_time") ** 0.5
+        assert (found["rmse_area_lower"].sel(model=name) < rmse).all()
+        assert (found["rmse_area_upper"].sel(model=name) > rmse).all()
+        # 60 independent means of squared errors: +- t(0.975, 59) standard errors, through the derivative of the root.
+        width = t.ppf(0.975, 59) * squared.std("init_time", ddof=1) / np.sqrt(60) / (2 * rmse)
+        ends = (found["rmse_area_upper"] - found["rmse_area_lower"]).sel(model=name)
+        np.testing.assert_allclose(ends, 2 * width, rtol=0.4)  # blocks of a few starts, 500 replicates
 
 
 @pytest.mark.parametrize(("r", "skewness"), [(0.0, 0.0), (0.8, 0.04)])
