@@ -303,7 +303,7 @@ def forecast_model(run: Run, name: str) -> None:
     from climapred.results.cf_stream import write_forecasts
 
     model, fields = load_model(run.out / "models" / name), open_store(run.store)
-    origin = f"{_version()}: {model.architecture} {name!r} ({model.identity()})"
+    origin = f"{version()}: {model.architecture} {name!r} ({model.identity()})"
     run.forecast_path(name).parent.mkdir(exist_ok=True)
     with run.progress(f"forecast: {name}") as progress:
         write_forecasts(
@@ -326,7 +326,7 @@ def forecast_model(run: Run, name: str) -> None:
 
 def forecast_baseline(run: Run, name: str) -> None:
     """Write the forecasts of a baseline."""
-    _write_forecast(run, name, baseline(run, name), f"{_version()}: {name}")
+    _write_forecast(run, name, baseline(run, name), f"{version()}: {name}")
 
 
 def _write_forecast(run: Run, name: str, forecast: xr.Dataset, origin: str) -> None:
@@ -473,5 +473,6 @@ def _correlation_maps(run: Run) -> Figures:
             yield f"correlation_{model.name}_{latitude:g}N_{longitude:g}E", draw
 
 
-def _version() -> str:
+def version() -> str:
+    """Return the software and its version, as files tell it."""
     return f"climapred {importlib.metadata.version('climapred')}"

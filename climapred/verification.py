@@ -22,7 +22,7 @@ from climapred.data.store import open_statistics, open_store
 from climapred.grid import Grid
 from climapred.recipe import Recipe
 from climapred.results.baselines import BASELINES
-from climapred.results.cf import write_netcdf
+from climapred.results.cf import scores_to_cf, write_netcdf
 from climapred.results.evaluate import check_truth, paper_table, region_scores, score_table, scores, season_scores
 from climapred.results.metrics import PAPER_RANGES, WINDOW
 from climapred.results.significance import (
@@ -33,7 +33,7 @@ from climapred.results.significance import (
 )
 from climapred.results.skill import skill_of_cells, squared_errors
 from climapred.results.sums import error_sums
-from climapred.stages import Run, Times, baseline, open_forecast
+from climapred.stages import Run, Times, baseline, open_forecast, version
 from climapred.whole import write_text
 
 REFERENCE = "damped"  # what maps of skill are relative to
@@ -102,15 +102,18 @@ def _write(run: Run, variable: str, measured: Mapping[str, Measured]) -> None:
     trained = {model.name for model in run.recipe.models}
     references = [*BASELINES, *(name for name in measured if name not in {*BASELINES, *trained})]
     end, enough = run.recipe.ending(variable), len(run.forecast_times()[0]) >= FEWEST_STARTS
-    result = scores(sums, references=references)
+    title, result = run.recipe.title or run.recipe.name, scores(sums, references=references)
     tables = _tables(run, sums, references, result)
     if enough:
         tables["comparison"] = comparison_table(errors)
         tables["comparison_mean"] = comparison_table(errors, average=True)
         result = result.assign(score_intervals(errors))
         skills = {name: found.skill for name, found in measured.items() if found.skill is not None}
-        skill = xr.concat(list(skills.values()), pd.Index(list(skills), name="model"), combine_attrs="override")
+        models = xr.DataArray(list(skills), dims="model", name="model")
+        skill = xr.concat(list(skills.values()), models, combine_attrs="override")
+        skill = scores_to_cf(skill, source=version(), title=f"{title}: skill in {variable} against {REFERENCE}")
         write_netcdf(skill.assign_attrs(reference=REFERENCE), run.out / f"skill{end}.nc")
+    result = scores_to_cf(result, source=version(), title=f"{title}: scores of {variable}")
     write_netcdf(result, run.out / f"scores{end}.nc")
     for name in TABLES:
         if name in tables:

@@ -100,7 +100,9 @@ def test_the_journal_says_what_was_done(finished_run):
     assert all((finished_run.out / path).exists() for row in rows for path in row.get("outputs", ()))
 
 
-@pytest.mark.parametrize("name", ["forecasts/graph.nc", "forecasts/damped.nc", "correlations/graph.nc"])
+@pytest.mark.parametrize(
+    "name", ["forecasts/graph.nc", "forecasts/damped.nc", "correlations/graph.nc", "scores.nc", "skill.nc"]
+)
 def test_files_follow_cf(finished_run, name):
     assert check_cf(finished_run.out / name) == []
 

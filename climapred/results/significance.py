@@ -384,7 +384,7 @@ def score_intervals(
                 what = f"{end} end of the {confidence:.0%} interval of {name}, block bootstrap over start times"
                 ends[f"{name}_{end}"] = found[end].assign_attrs(long_name=what)
         parts.append(xr.Dataset(ends))
-    return xr.concat(parts, pd.Index(list(errors), name="model")).drop_attrs(deep=False)
+    return xr.concat(parts, xr.DataArray(list(errors), dims="model", name="model")).drop_attrs(deep=False)
 
 
 def discoveries(p_values: xr.DataArray, rate: float = 0.1) -> xr.DataArray:
