@@ -125,7 +125,11 @@ def _tables(
 ) -> dict[str, pd.DataFrame]:
     tables = {"scores": score_table(result), "scores_seasons": score_table(season_scores(sums, references=references))}
     if regions := run.recipe.scores.regions:
-        tables["scores_regions"] = score_table(region_scores(sums, regions, references=references))
+        whole = {name: found.sum("season", skipna=False, keep_attrs=True) for name, found in sums.items()}
+        of_all = score_table(region_scores(whole, regions, references=references))
+        of_all.insert(2, "season", "all")  # behind model and region
+        of_seasons = score_table(region_scores(sums, regions, references=references))
+        tables["scores_regions"] = pd.concat([of_all, of_seasons], ignore_index=True)
     if "ssim" in result:
         tables["scores_paper"] = paper_table(result)
     return tables
