@@ -26,7 +26,7 @@ from climapred.grid import Grid, cell_areas
 from climapred.learning.order import Share
 from climapred.learning.windows import Split, Window, chronological_split, refuse_leaks, time_step
 from climapred.recipe import GridRecipe, ModelRecipe, Recipe, SampleRecipe
-from climapred.results.baselines import BASELINES
+from climapred.results.baselines import BASELINES, FURTHER_BASELINES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -432,8 +432,9 @@ def _score_maps(run: Run, variable: str) -> Figures:
     title = run.recipe.title or run.recipe.name
     found.attrs["source"] = f"{title}: {variable}" if len(run.recipe.source.variables) > 1 else title
     errors = found["mae_map"].mean("lead_time", keep_attrs=True).assign_attrs(source=found.attrs["source"])
+    made = [name for name in found["model"].values if name not in {*BASELINES, *FURTHER_BASELINES}]
     ends: dict[str, Any] = {
-        end: xr.Dataset({name: found[f"{name}_{end}"] for name in ("mae_area", "rmse_area")})
+        end: xr.Dataset({name: found[f"{name}_{end}"].sel(model=made) for name in ("mae_area", "rmse_area")})
         for end in ("lower", "upper")
         if f"mae_area_{end}" in found
     }
@@ -444,7 +445,7 @@ def _score_maps(run: Run, variable: str) -> Figures:
         return
     with xr.open_dataset(run.out / f"skill{ending}.nc") as stored:
         skill = stored.load()
-    skill = skill.sel(model=[name for name in skill["model"].values if name not in BASELINES])
+    skill = skill.sel(model=made)
     shown, hatched = skill["skill"].assign_attrs(source=found.attrs["source"]), skill["not_significant"] == 1
     score = f"Skill against {skill.attrs['reference']}"
     yield f"skill{ending}", lambda: plot_errors(shown, score=score, centre=0.0, cmap="BrBG", hatched=hatched)

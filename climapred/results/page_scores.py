@@ -171,7 +171,7 @@ def _skill(path: Path, thin: dict[str, slice]) -> list[Section]:
     reference = found.attrs["reference"]
     kind = {
         "name": f"skill against {reference}",
-        "label": f"skill against {reference}, mean of all leads; hatched where it may be luck",
+        "label": f"skill against {reference}, mean of all leads",
         "units": "1",
         "fields": packed(found["skill"].values),
         "models": [str(name) for name in found["model"].values],

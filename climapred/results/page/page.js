@@ -433,9 +433,9 @@
         const metric = byId("metric").value, part = over[byId("over").value];
         const { label, units, better } = metrics.find(({ name }) => name === metric);
         const values = part.values[metric] ?? [], bands = part.bands?.[metric];
-        byId("metric-meaning").textContent = `${label}. ${hints[better]}` + (bands ? ` Shaded: ${interval}.` : "");
+        byId("metric-meaning").textContent = `${label}. ${hints[better]}` + (bands ? ` Shaded: interval of models that were trained, ${interval}.` : "");
         const there = models.map((name, i) => ({
-          name, points: leads.map((lead, j) => [lead, values[i]?.[j] ?? null]), band: bands && leads.map((_, j) => [bands[0][i][j], bands[1][i][j]]),
+          name, points: leads.map((lead, j) => [lead, values[i]?.[j] ?? null]), band: bands && !run.baselines.includes(name) ? leads.map((_, j) => [bands[0][i][j], bands[1][i][j]]) : undefined,
         })).filter(({ points }) => points.some(([, y]) => y !== null));
         chart.show(there, label, units, better === "low" || better === "zero");
         const rows = there.map(({ name, points }) => {
@@ -553,7 +553,9 @@
         const from = (model) => (own.indexOf(model) * steps + (still ? 0 : Number(lead.value))) * size;
         shown = models.map((model) => own.includes(model) ? values.subarray(from(model), from(model) + size) : null);
         unsure = models.map((model, i) => masks && shown[i] && masks.subarray(from(model), from(model) + size));
-        const signed = still || fields.offset < 0, high = Math.min(nice(0, percentile(values.map(Math.abs), .99))[1], still ? 1 : Infinity);
+        const trained = shown.filter((found, i) => found && !run.baselines.includes(models[i])); // skill of others may be far below
+        const signed = still || fields.offset < 0, sizes = still && trained.length ? trained.flatMap((found) => [...found]) : values;
+        const high = Math.min(nice(0, percentile(Float32Array.from(sizes, Math.abs), .99))[1], still ? 1 : Infinity);
         const scale = signed ? { table: PALETTES.difference, low: -high, high, flip: still } : { table: PALETTES.viridis, low: 0, high };
         lead.disabled = still;
         lead.nextElementSibling.value = still ? "all" : `+${leads[lead.value]} h`;
