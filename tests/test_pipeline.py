@@ -672,11 +672,21 @@ def test_two_runs_in_one_folder(tiny_run):
         (["maps.leads_hours=[6, 7]"], r"line 18: maps.leads_hours: 7 is not a lead .*; those are \[6.0, 12.0\]"),
         (["maps.points=[[51.5, 0]]"], r"line 18: maps.points: 51.5, 0 lies outside Grid\(6 x 12"),
         (["source={path: nowhere.nc, variables: air}"], r"line 3: source: no file matches 'nowhere.nc'"),
+        (["scores.external.gfs.path=nowhere.nc"], r"line 1: scores.external.gfs: no file matches 'nowhere.nc'"),
+        (["scores.external.gfs.path=air.nc"], r"scores.external.gfs: a forecast must have starts .* no forecast"),
+        (["scores.external.damped.path=a.nc"], r"scores.external: damped: a baseline or a model has this name"),
+        (
+            ["scores.external.gfs={path: air.nc, variable: {msl: prmsl}}"],
+            r"scores.external.gfs.variable: msl: not among air",
+        ),
+        (["scores.external.gfs={path: air.nc, file: b}"], r"unknown key; known keys here: path, variable, select, met"),
         (["source={path: tiny.yaml, variables: air}"], r"line 3: source: .* neither GRIB, NetCDF nor Zarr"),
     ],
 )
 def test_check_names_file_line_and_key(finished_run, tmp_path, monkeypatch, overrides, message):
-    monkeypatch.chdir(finished_run.recipe.parent)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(finished_run.recipe, "tiny.yaml")
+    shutil.copy(finished_run.out / "sample/air.sig995.2001.nc", "air.nc")
     with pytest.raises(RecipeError, match=message):
         pipeline.run(finished_run.recipe, tmp_path / "out", overrides=overrides, console=Console(quiet=True))
     assert not (tmp_path / "out").exists()  # nothing is written before all is checked
