@@ -107,14 +107,14 @@ def run(
 
 
 def _parse_baselines(items: Sequence[str]) -> list[str]:
-    """Return the override of a recipe that scores the forecasts in these files, or none."""
-    external = {}
+    """Return the overrides of a recipe that score the forecasts in these files; further keys of them stay as they are."""
+    overrides = []
     for item in items:
         name, separator, path = item.partition("=")
         if not (name and separator and path):
             raise typer.BadParameter(f"{item!r} is not NAME=FILE, such as gfs=gfs.nc", param_hint="--baseline")
-        external[name] = {"path": path}
-    return [f"scores.external={json.dumps(external)}"] if external else []
+        overrides.append(f"scores.external.{name}.path={json.dumps(path)}")
+    return overrides
 
 
 def _parse_part(text: str) -> tuple[int, int]:

@@ -25,9 +25,10 @@ import pandas as pd
 import xarray as xr
 from rich.console import Console
 
-from climapred import stages
+from climapred import stages, verification
 from climapred.data.locks import locked
 from climapred.data.regrid import Method, Regridder, source_grid
+from climapred.data.sources import source_identity
 from climapred.grid import Grid, ReducedGrid
 from climapred.learning.order import Share
 from climapred.learning.windows import time_step
@@ -195,12 +196,13 @@ def report(out: str | Path) -> str:
     from climapred.results.evaluate import format_table, summary
 
     out, lines = Path(out), []
-    if (out / "scores.nc").exists():
-        with xr.open_dataset(out / "scores.nc") as scores:
+    for path in sorted(out.glob("scores*.nc")):
+        ending = path.stem.removeprefix("scores")
+        with xr.open_dataset(path) as scores:
             table = summary(scores.load()).drop(columns=["acc_area", "ssim", "psnr"], errors="ignore")
-        lines += [format_table(table), ""]
-    if (out / "comparison_mean.csv").exists():
-        lines += [_said(pd.read_csv(out / "comparison_mean.csv")), ""]
+        lines += [f"{ending[1:]}:"] * bool(ending) + [format_table(table), ""]
+        if (compared := out / f"comparison_mean{ending}.csv").exists():
+            lines += [_said(pd.read_csv(compared)), ""]
     known = ("report.html", "*.csv", "forecasts/*.nc", "correlations/*.nc", "models/*/model.json", "maps/*.png")
     return "\n".join(lines + [str(path) for pattern in known for path in sorted(out.glob(pattern))])
 
@@ -244,6 +246,10 @@ def check(recipe: Recipe, path: str | Path) -> None:
                     "options: {feedback: true}, or {one_pass: true}"
                 )
     _check_maps(recipe, path, grid, times)
+    for name in recipe.scores.external:  # read at the end of a run that may take hours
+        with located(path, f"scores.external.{name}"):
+            starts, leads = stages.init_times(recipe, times), time_step(times) * window.leads
+            verification.external(recipe, name, grid, starts, leads)
 
 
 def _target(own: Grid | ReducedGrid, recipe: GridRecipe | None) -> Grid:
@@ -322,8 +328,11 @@ def _units(run: Run) -> Iterator[Unit]:
         work = partial(stages.forecast_baseline, run, name)
         yield Unit("forecast", f"forecast {name}", fingerprint, (run.forecast_path(name),), work)
     further = [name for name in recipe.forecast.baselines if name not in BASELINES]  # the others are scored always
-    scores = _fingerprint("scores", known, forecasts, further, _plain(recipe.scores))
-    yield Unit("evaluate", "scores", scores, (out / "scores.nc", out / "scores.csv"), partial(stages.evaluate, run))
+    others = {name: source_identity(external.expanded_paths()) for name, external in recipe.scores.external.items()}
+    compared = [others] if others else []
+    scores = _fingerprint("scores", known, forecasts, further, _plain(recipe.scores), *compared)
+    tables = tuple(out / name for name in verification.score_files(recipe))
+    yield Unit("evaluate", "scores", scores, tables, partial(verification.evaluate, run))
     maps = _fingerprint("maps", scores, forecasts, _plain(recipe.maps))
     yield Unit("maps", "maps", maps, (out / "maps",), partial(stages.maps, run))
     page = _fingerprint("report", maps, known, trained, _plain(recipe))  # it shows the recipe
@@ -403,14 +412,8 @@ def _remove_outputs(run: Run) -> None:
     """Remove what runs left; the journal first, so that it does not vouch for what is half removed."""
     out = run.out
     with locked(out / f".{run.store.name}.lock", f"parts of the tensors in {out} are being built; wait for them"):
-        for name in (
-            "journal.jsonl",
-            "scores.nc",
-            "scores.csv",
-            "report.html",
-            *(f"{n}.csv" for n in stages.SCORE_TABLES),
-        ):
-            (out / name).unlink(missing_ok=True)
+        for path in (out / "journal.jsonl", out / "report.html", *verification.old_files(out)):
+            path.unlink(missing_ok=True)
         for name in _OUTPUTS:
             for suffix in ("", ".partial", ".partial.new", ".partial.trash", ".old", ".old.trash"):
                 shutil.rmtree(out / f"{name}{suffix}", ignore_errors=True)

@@ -222,10 +222,12 @@ class ModelRecipe(_Section):
         return options
 
 
+_BASELINE_NAMES = ("persistence", "climatology", "damped", "same_hour", "eof_regression")
+
+
 def _distinct_names(models: tuple[ModelRecipe, ...]) -> tuple[ModelRecipe, ...]:
     names = [model.name for model in models]
-    taken = {"persistence", "climatology", "damped", "same_hour", "eof_regression"}
-    if clash := sorted({name for name in names if names.count(name) > 1 or name in taken}):
+    if clash := sorted({name for name in names if names.count(name) > 1 or name in _BASELINE_NAMES}):
         raise ValueError(f"models need names of their own, other than the baselines' ones: {', '.join(clash)}")
     return models
 
@@ -282,12 +284,29 @@ class ForecastRecipe(_Section):
 
 
 class ExternalRecipe(_Section):
-    """Forecasts that others made, for comparison: regridded, and matched in time; see ``results.external``."""
+    """Forecasts that others made, for comparison: regridded, and matched in time; see ``results.external``.
+
+    ``variable`` is what they call the first variable of the source, where that is no name of it; of several variables it
+    tells what they call each, such as {air: t, msl: prmsl}. ``select`` takes GRIB messages, such as {level_type: sigma}.
+    """
 
     path: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-    variable: str | None = None
+    variable: str | dict[VariableName, str] | None = None
+    select: SelectRecipe = SelectRecipe()
     method: Literal["nearest", "bilinear", "conservative"] = "bilinear"
     max_delay_hours: Real = Field(0.0, ge=0)
+
+    def expanded_paths(self) -> tuple[str, ...]:
+        """Return the paths with environment variables filled in.
+
+        Raises:
+            RecipeError: if one is not set.
+        """
+        return tuple(_expand(path) for path in self.path)
+
+    def names(self, first: str) -> dict[str, str]:
+        """Return what they call which of our variables, ``first`` among them or alone."""
+        return self.variable if isinstance(self.variable, dict) else {first: self.variable or first}
 
 
 class ScoresRecipe(_Section):
@@ -326,6 +345,22 @@ class Recipe(_Section):
     forecast: ForecastRecipe = ForecastRecipe()
     scores: ScoresRecipe = ScoresRecipe()
     maps: MapsRecipe = MapsRecipe()
+
+    def ending(self, variable: str) -> str:
+        """Return what the names of result files of a variable end in: nothing for the first, which most runs stop at."""
+        return "" if variable == self.source.variables[0] else f"_{variable}"
+
+    @model_validator(mode="after")
+    def _forecasts_of_others_fit(self) -> Recipe:
+        if clash := sorted({*_BASELINE_NAMES, *(model.name for model in self.models)} & set(self.scores.external)):
+            raise ValueError(
+                f"scores.external: {', '.join(clash)}: a baseline or a model has this name; choose another"
+            )
+        known = self.source.variables
+        for name, external in self.scores.external.items():
+            if unknown := sorted(set(external.names(known[0])) - set(known)):
+                raise ValueError(f"scores.external.{name}.variable: {', '.join(unknown)}: not among {', '.join(known)}")
+        return self
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -431,7 +466,7 @@ def _fault(path: Path, lines: dict[tuple[str, ...], int], overridden: list[tuple
 def _known_keys(location: tuple[str, ...]) -> list[str]:
     section: type[BaseModel] = Recipe
     for step in location:
-        if not step.isdigit():
+        if step in section.model_fields:  # others are places in a list, or names that the user gave
             section = _SECTIONS[step]
     return list(section.model_fields)
 
@@ -449,6 +484,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "training": TrainingRecipe,
     "loader": LoaderRecipe,
     "forecast": ForecastRecipe,
+    "scores": ScoresRecipe,
+    "external": ExternalRecipe,
     "maps": MapsRecipe,
 }
 

@@ -20,16 +20,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from climapred import testing
 from climapred.data.build import Source, Target, build_store, finish_parts, repair_store
-from climapred.data.regrid import regrid
-from climapred.data.sources import open_source
 from climapred.data.statistics import training_statistics
 from climapred.data.store import open_statistics, open_store, write_statistics
 from climapred.grid import Grid, cell_areas
 from climapred.learning.order import Share
 from climapred.learning.windows import Split, Window, chronological_split, refuse_leaks, time_step
 from climapred.recipe import GridRecipe, ModelRecipe, Recipe, SampleRecipe
-from climapred.results.baselines import BASELINES
-from climapred.whole import write_text
+from climapred.results.baselines import BASELINES, FURTHER_BASELINES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,8 +36,6 @@ if TYPE_CHECKING:
 
 Times = npt.NDArray[np.datetime64]
 Figures = Iterator[tuple[str, Callable[[], "Figure"]]]
-
-SCORE_TABLES = ("scores_seasons", "scores_regions", "scores_paper", "comparison", "comparison_mean")
 
 _MODES = 60  # patterns of the regression in EOF space, where there are times enough to fit them
 
@@ -65,11 +60,6 @@ class Run:
     def window(self) -> Window:
         """Frames in and out."""
         return window_of(self.recipe)
-
-    @property
-    def variable(self) -> str:
-        """The variable that is scored and drawn: the first of the source."""
-        return self.recipe.source.variables[0]
 
     def split(self, times: Times) -> Split:
         """Training, validation and test periods."""
@@ -313,7 +303,7 @@ def forecast_model(run: Run, name: str) -> None:
     from climapred.results.cf_stream import write_forecasts
 
     model, fields = load_model(run.out / "models" / name), open_store(run.store)
-    origin = f"{_version()}: {model.architecture} {name!r} ({model.identity()})"
+    origin = f"{version()}: {model.architecture} {name!r} ({model.identity()})"
     run.forecast_path(name).parent.mkdir(exist_ok=True)
     with run.progress(f"forecast: {name}") as progress:
         write_forecasts(
@@ -336,7 +326,7 @@ def forecast_model(run: Run, name: str) -> None:
 
 def forecast_baseline(run: Run, name: str) -> None:
     """Write the forecasts of a baseline."""
-    _write_forecast(run, name, _baseline(run, name), f"{_version()}: {name}")
+    _write_forecast(run, name, baseline(run, name), f"{version()}: {name}")
 
 
 def _write_forecast(run: Run, name: str, forecast: xr.Dataset, origin: str) -> None:
@@ -350,7 +340,8 @@ def _title(run: Run, name: str) -> str:
     return f"{run.recipe.title or run.recipe.name}: forecasts of {name}"
 
 
-def _baseline(run: Run, name: str) -> xr.Dataset:
+def baseline(run: Run, name: str) -> xr.Dataset:
+    """Return the forecasts of a baseline for the starts of the test."""
     from climapred.results import baselines
 
     fields, known = open_store(run.store)[list(run.recipe.source.variables)], open_statistics(run.store)
@@ -371,74 +362,6 @@ def _baseline(run: Run, name: str) -> xr.Dataset:
     return baselines.damped_persistence(fields, known, correlation, starts, leads)
 
 
-def _external(run: Run, name: str) -> xr.Dataset:
-    """Return the forecasts of others, on the grid and at the times of ours."""
-    from climapred.results.external import external_forecast
-
-    recipe, grid = run.recipe.scores.external[name], Grid.of(open_store(run.store))
-    opened = open_source(recipe.path, variables=[recipe.variable or run.variable])
-    starts, leads = run.forecast_times()
-    return external_forecast(
-        regrid(opened, grid, recipe.method),
-        run.variable,
-        grid,
-        init_times=starts,
-        lead_times=leads,
-        name=recipe.variable,
-        max_delay=np.timedelta64(round(3600 * recipe.max_delay_hours), "s"),
-    )
-
-
-def evaluate(run: Run) -> None:
-    """Score every model and every baseline on the same test windows: over all, by season, by region, and how surely."""
-    from climapred.results.cf import write_netcdf
-    from climapred.results.evaluate import check_truth, paper_table, region_scores, score_table, scores, season_scores
-    from climapred.results.metrics import PAPER_RANGES, WINDOW
-    from climapred.results.significance import FEWEST_STARTS, comparison_table, error_series
-    from climapred.results.sums import error_sums
-
-    truth, known, regions = open_store(run.store)[run.variable], open_statistics(run.store), run.recipe.scores.regions
-    names, references, sums, errors = _scored_names(run), [*BASELINES], {}, {}
-    ranges = PAPER_RANGES if min(truth.sizes["latitude"], truth.sizes["longitude"]) >= WINDOW else None
-    with run.progress("evaluate: models") as progress:
-        for count, (name, make) in enumerate(names.items(), start=1):
-            forecast = make(run, name)[run.variable]
-            if count == 1:
-                check_truth(truth, forecast["valid_time"])
-            sums[name] = error_sums(forecast, truth, statistics=known, data_range=ranges, by_season=True)
-            errors[name] = error_series(forecast, truth)
-            progress(count, len(names))
-    references += [name for name in names if name not in BASELINES and name not in {m.name for m in run.recipe.models}]
-    found = scores(sums, references=references)
-    write_netcdf(found, run.out / "scores.nc")
-    tables = {"scores": score_table(found), "scores_seasons": score_table(season_scores(sums, references=references))}
-    if regions:
-        tables["scores_regions"] = score_table(region_scores(sums, regions, references=references))
-    if ranges:
-        tables["scores_paper"] = paper_table(found)
-    if len(run.forecast_times()[0]) >= FEWEST_STARTS:
-        tables["comparison"] = comparison_table(errors)
-        tables["comparison_mean"] = comparison_table(errors, average=True)
-    for name in (*SCORE_TABLES, "scores"):  # the table that others rely on comes last
-        (run.out / f"{name}.csv").unlink(missing_ok=True)
-        if name in tables:
-            write_text(run.out / f"{name}.csv", tables[name].to_csv(index=False))
-
-
-def _scored_names(run: Run) -> dict[str, Callable[[Run, str], xr.Dataset]]:
-    """Return what is scored, and how its forecasts are had."""
-    further = [name for name in run.recipe.forecast.baselines if name not in BASELINES]
-    return {
-        **{model.name: _written for model in run.recipe.models},
-        **dict.fromkeys((*BASELINES, *further), _baseline),
-        **dict.fromkeys(run.recipe.scores.external, _external),
-    }
-
-
-def _written(run: Run, name: str) -> xr.Dataset:
-    return open_forecast(run.forecast_path(name))
-
-
 def open_forecast(path: Path) -> xr.Dataset:
     """Return a forecast file in the form it has in memory."""
     from climapred.results.cf import from_cf
@@ -456,7 +379,11 @@ def maps(run: Run) -> None:
     unfinished = run.out / "maps.partial"
     shutil.rmtree(unfinished, ignore_errors=True)
     with run.progress("maps: figures") as progress:
-        figures = [*_forecast_maps(run), *_score_maps(run), *_correlation_maps(run)]
+        variables = run.recipe.source.variables
+        drawn = [
+            figure for variable in variables for draw in (_forecast_maps, _score_maps) for figure in draw(run, variable)
+        ]
+        figures = [*drawn, *_correlation_maps(run)]
         for count, (name, draw) in enumerate(figures, start=1):
             unfinished.mkdir(exist_ok=True)
             save_figure(draw(), unfinished / f"{name}.png")
@@ -473,16 +400,16 @@ def report(run: Run) -> None:
         progress(1, 1)
 
 
-def _forecast_maps(run: Run) -> Figures:
+def _forecast_maps(run: Run, variable: str) -> Figures:
     """Truth, forecast and error of each model at the recipe's start times."""
     from climapred.results.maps import plot_forecast
 
     available, _ = run.forecast_times()
     wanted = np.array(run.recipe.maps.start_times, dtype="datetime64[ns]")
-    fields = open_store(run.store)[run.variable]
+    fields = open_store(run.store)[variable]
     for model in run.recipe.models:
         opened = open_forecast(run.forecast_path(model.name))
-        forecasts = opened[run.variable].assign_attrs(source=opened.attrs.get("source", model.name))
+        forecasts = opened[variable].assign_attrs(source=opened.attrs.get("source", model.name))
         for start in wanted if wanted.size else available[len(available) // 2 :][:1]:
             forecast = forecasts.sel(init_time=start)
             truth = fields.sel(time=forecast["valid_time"]).drop_vars("time").load()
@@ -492,18 +419,36 @@ def _forecast_maps(run: Run) -> Figures:
                 return plot_forecast(truth, forecast, model=model, leads=run.recipe.maps.leads_hours)
 
             stamp = np.datetime_as_string(start, unit="h").replace("-", "")
-            yield f"forecast_{model.name}_{stamp}", draw
+            yield f"forecast_{model.name}_{stamp}{run.recipe.ending(variable)}", draw
 
 
-def _score_maps(run: Run) -> Figures:
-    """Scores against lead time, and the mean absolute error of each model in each cell."""
+def _score_maps(run: Run, variable: str) -> Figures:
+    """Scores against lead time, and of each cell the mean absolute error, and the skill where that is more than luck."""
     from climapred.results.maps import plot_errors, plot_scores
 
-    with xr.open_dataset(run.out / "scores.nc") as stored:
+    ending = run.recipe.ending(variable)
+    with xr.open_dataset(run.out / f"scores{ending}.nc") as stored:
         found = stored.load()
-    found.attrs["source"] = run.recipe.title or run.recipe.name
-    yield "scores", lambda: plot_scores(found)
-    yield "mae", lambda: plot_errors(found["mae_map"].mean("lead_time", keep_attrs=True))
+    title = run.recipe.title or run.recipe.name
+    found.attrs["source"] = f"{title}: {variable}" if len(run.recipe.source.variables) > 1 else title
+    errors = found["mae_map"].mean("lead_time", keep_attrs=True).assign_attrs(source=found.attrs["source"])
+    made = [name for name in found["model"].values if name not in {*BASELINES, *FURTHER_BASELINES}]
+    ends: dict[str, Any] = {
+        end: xr.Dataset({name: found[f"{name}_{end}"].sel(model=made) for name in ("mae_area", "rmse_area")})
+        for end in ("lower", "upper")
+        if f"mae_area_{end}" in found
+    }
+    metrics, interval = ("mae_area", "rmse_area", "bias_area"), "95 % interval, block bootstrap over start times"
+    yield f"scores{ending}", lambda: plot_scores(found, metrics=metrics, interval=interval, **ends)
+    yield f"mae{ending}", lambda: plot_errors(errors)
+    if not (run.out / f"skill{ending}.nc").exists():  # of too few start times
+        return
+    with xr.open_dataset(run.out / f"skill{ending}.nc") as stored:
+        skill = stored.load()
+    skill = skill.sel(model=made)
+    shown, hatched = skill["skill"].assign_attrs(source=found.attrs["source"]), skill["not_significant"] == 1
+    score = f"Skill against {skill.attrs['reference']}"
+    yield f"skill{ending}", lambda: plot_errors(shown, score=score, centre=0.0, cmap="BrBG", hatched=hatched)
 
 
 def _correlation_maps(run: Run) -> Figures:
@@ -529,5 +474,6 @@ def _correlation_maps(run: Run) -> Figures:
             yield f"correlation_{model.name}_{latitude:g}N_{longitude:g}E", draw
 
 
-def _version() -> str:
+def version() -> str:
+    """Return the software and its version, as files tell it."""
     return f"climapred {importlib.metadata.version('climapred')}"

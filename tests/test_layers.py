@@ -24,7 +24,8 @@ ROOMS: dict[str, set[str]] = {
     "testing": VOCABULARY,
     "recipe": VOCABULARY | {"data"},
     "stages": VOCABULARY | {"data", "models", "learning", "results", "testing", "recipe"},
-    "pipeline": VOCABULARY | {"data", "models", "learning", "results", "recipe", "stages"},
+    "verification": VOCABULARY | {"data", "results", "recipe", "stages"},
+    "pipeline": VOCABULARY | {"data", "models", "learning", "results", "recipe", "stages", "verification"},
     "cli": VOCABULARY | {"data", "models", "learning", "results", "recipe", "stages", "pipeline"},
 }
 

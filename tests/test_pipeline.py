@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -14,13 +15,14 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from climapred import pipeline
+from climapred import pipeline, stages
 from climapred.cli import _parse_baselines
 from climapred.data.locks import locked
 from climapred.data.store import open_statistics, open_store
 from climapred.learning.artefact import load_model
 from climapred.recipe import RecipeError, load_recipe
 from climapred.results.cf import check_cf
+from climapred.stages import Run
 from climapred.testing import synthetic_temperature, write_era5_grib, write_grib, write_ncep
 
 BUILD = ["sample", "tensors", "statistics"]
@@ -66,12 +68,14 @@ def test_a_run_writes_what_the_house_says(finished_run):
         "scores.nc",
         "scores.csv",
         "scores_seasons.csv",
+        "skill.nc",
         "comparison.csv",
         "comparison_mean.csv",
         "report.html",
         "correlations/graph.nc",
         "maps/scores.png",
         "maps/mae.png",
+        "maps/skill.png",
         "maps/forecast_graph_20011011T12.png",
         "maps/forecast_conv_20011011T12.png",
         "maps/correlation_graph_40N_260E.png",
@@ -96,7 +100,9 @@ def test_the_journal_says_what_was_done(finished_run):
     assert all((finished_run.out / path).exists() for row in rows for path in row.get("outputs", ()))
 
 
-@pytest.mark.parametrize("name", ["forecasts/graph.nc", "forecasts/damped.nc", "correlations/graph.nc"])
+@pytest.mark.parametrize(
+    "name", ["forecasts/graph.nc", "forecasts/damped.nc", "correlations/graph.nc", "scores.nc", "skill.nc"]
+)
 def test_files_follow_cf(finished_run, name):
     assert check_cf(finished_run.out / name) == []
 
@@ -144,6 +150,88 @@ def test_baselines_are_scored_on_the_same_windows(finished_run):
         np.testing.assert_allclose(row["mae"].item(), abs(truth.sel(time=starts).values - later).mean(), rtol=1e-6)
 
 
+def test_maps_of_skill_are_plain_arrays_and_hatched(finished_run):
+    truth = open_store(finished_run.out / "tensors.zarr")["air"].astype(np.float64)
+    squared = {}
+    for name in ("graph", "conv", "damped"):
+        with xr.open_dataset(finished_run.out / "forecasts" / f"{name}.nc") as forecast:
+            squared[name] = ((forecast["air"] - truth.sel(time=forecast["time"]).drop_vars("time")) ** 2).values
+    with xr.open_dataset(finished_run.out / "skill.nc") as stored:
+        found = stored.load()
+    assert found["model"].values.tolist() == ["graph", "conv", "persistence", "climatology"]
+    assert found.attrs["reference"] == "damped"
+    for name in ("graph", "conv"):
+        expected = 1 - squared[name].mean(axis=(0, 1)) / squared["damped"].mean(axis=(0, 1))
+        np.testing.assert_allclose(found["skill"].sel(model=name), expected, atol=1e-5)
+    assert set(np.unique(found["not_significant"])) == {0, 1}
+    (draw,) = [
+        draw
+        for name, draw in stages._score_maps(Run(load_recipe(finished_run.recipe), finished_run.out), "air")
+        if name == "skill"
+    ]
+    figure = draw()
+    assert [axes.get_title().split(":")[0] for axes in figure.axes[:2]] == ["graph", "conv"]
+    assert any("hatched: not significant" in text.get_text() for text in figure.texts)
+
+
+def test_curves_have_the_intervals_of_the_start_times(finished_run):
+    with xr.open_dataset(finished_run.out / "scores.nc") as stored:
+        assert (stored["rmse_area_lower"] < stored["rmse_area"]).all()
+        assert (stored["rmse_area"] < stored["rmse_area_upper"]).all()
+    figure = dict(stages._score_maps(Run(load_recipe(finished_run.recipe), finished_run.out), "air"))["scores"]()
+    bands = [
+        sum(np.isfinite(path.vertices).all() for band in axes.collections for path in band.get_paths())
+        for axes in figure.axes
+    ]
+    assert bands == [2, 2, 0]  # one for each trained model, none for the bias
+    assert any("95 % interval, block bootstrap" in text.get_text() for text in figure.texts)
+
+
+def test_every_variable_is_scored_and_drawn(tmp_path):
+    """Two variables: the further one has files of its own, with its name behind theirs, and its own numbers in them."""
+    fields = synthetic_temperature(periods=1460).fields
+    fields["msl"] = (1e5 + 50 * (fields["t2m"].roll(longitude=5) - 280)).assign_attrs(units="Pa").astype("float32")
+    fields.to_netcdf(tmp_path / "two.nc")
+    (tmp_path / "r.yaml").write_text(TWO.format(path=tmp_path / "two.nc"))
+    out = tmp_path / "out"
+    pipeline.run(tmp_path / "r.yaml", out, console=Console(quiet=True))
+    truth = open_store(out / "tensors.zarr").astype(np.float64)
+    for variable, ending in {"t2m": "", "msl": "_msl"}.items():
+        table = pd.read_csv(out / f"scores{ending}.csv").set_index(["model", "lead_hours"])
+        with xr.open_dataset(out / "forecasts/conv.nc") as forecast:
+            error = forecast[variable] - truth[variable].sel(time=forecast["time"]).drop_vars("time")
+            starts = forecast["forecast_reference_time"].values
+        for k, hours in enumerate((6, 12)):
+            values = error.isel(forecast_period=k).values
+            np.testing.assert_allclose(table.loc[("conv", hours), "mae"], abs(values).mean(), rtol=1e-5)
+            later = truth[variable].sel(time=starts + np.timedelta64(hours, "h")).values
+            unchanged = abs(truth[variable].sel(time=starts).values - later).mean()
+            np.testing.assert_allclose(table.loc[("persistence", hours), "mae"], unchanged, rtol=1e-5)
+        with xr.open_dataset(out / f"scores{ending}.nc") as stored:
+            assert stored["mae_map"].attrs["units"] == {"t2m": "K", "msl": "Pa"}[variable]
+        for name in ("comparison.csv", "comparison_mean.csv", "scores_seasons.csv", "scores_regions.csv", "skill.nc"):
+            assert (out / name.replace(".", f"{ending}.")).exists()
+        for name in ("mae", "scores", "skill"):
+            assert (out / "maps" / f"{name}{ending}.png").exists()
+        assert list((out / "maps").glob(f"forecast_conv_*T??{ending}.png"))
+    said = pipeline.report(out)
+    assert said.count("least RMSE (area-weighted)") == 2
+    assert "msl:" in said
+
+
+TWO = """\
+name: two
+source: {{path: {path}, variables: [t2m, msl]}}
+grid: {{spacing: 10, region: [20, 70, 180, 290]}}
+window: {{history: 3, horizon: 2, stride: 20}}
+split: {{validation: 2001-09-01, test: 2001-10-01}}
+models: [{{name: conv, architecture: convlstm, options: {{hidden: 4}}}}]
+training: {{epochs: 1, batch_size: 16, precision: float32}}
+forecast: {{stride: 20}}
+scores: {{regions: {{west: [30, 60, 180, 240]}}}}
+"""
+
+
 def test_further_baselines_regions_and_forecasts_of_others(tiny_run, finished_run):
     """Another baseline, and a file of the damped one in the place of somebody else's forecasts: it has the same scores."""
     shutil.copy(finished_run.out / "forecasts/damped.nc", tiny_run.out.parent / "theirs.nc")
@@ -168,6 +256,43 @@ def test_further_baselines_regions_and_forecasts_of_others(tiny_run, finished_ru
     assert set(compared["note"]) <= {"reference", "better", "worse", "not distinguishable"}
     assert compared["rmse"].idxmin() == compared.index[compared["note"] == "reference"].item()
     assert "least RMSE (area-weighted)" in pipeline.report(tiny_run.out)
+
+
+GFS = {
+    **{"centre": "kwbc", "shortName": "2t", "typeOfLevel": "heightAboveGround", "level": 2, "bitsPerValue": 24},
+    **{"Ni": 48, "Nj": 24, "iDirectionIncrementInDegrees": 2.5, "jDirectionIncrementInDegrees": 2.5},
+    **{"latitudeOfFirstGridPointInDegrees": 77.5, "latitudeOfLastGridPointInDegrees": 20},
+    **{"longitudeOfFirstGridPointInDegrees": 180, "longitudeOfLastGridPointInDegrees": 297.5},
+}
+
+
+def gfs_clock(start: np.datetime64) -> dict:
+    return {"dataDate": int(str(start)[:10].replace("-", "")), "dataTime": 100 * int(str(start)[11:13])}
+
+
+def test_a_gfs_file_is_a_baseline(tiny_run):
+    """Twelve starts a month of a GRIB file with steps of 6 and 12 hours: scored as the means over plain arrays are."""
+    fields = synthetic_temperature(start="2001-01-01", periods=1460).fields["t2m"]
+    with xr.open_dataset(tiny_run.out / "forecasts/damped.nc") as written:
+        starts = written["forecast_reference_time"].values
+    north, messages, errors = fields.isel(latitude=slice(None, None, -1)), [], {6: [], 12: []}
+    truth = open_store(tiny_run.out / "tensors.zarr")["air"].astype(np.float64)
+    for start, hours in itertools.product(starts, (6, 12)):
+        valid = start + np.timedelta64(hours, "h")
+        said = north.sel(time=valid) + 0.25 * hours + np.cos(np.radians(north["longitude"]))
+        messages.append({**GFS, **gfs_clock(start), "step": hours, "values": said.values})
+        on_grid = said.astype(np.float64).interp(latitude=truth["latitude"], longitude=truth["longitude"])
+        errors[hours].append((on_grid - truth.sel(time=valid)).values)
+    write_grib(tiny_run.out.parent / "gfs.grib", *messages, sample="regular_ll_sfc_grib2")
+    overrides = _parse_baselines([f"gfs={tiny_run.out.parent / 'gfs.grib'}"])
+    assert run(tiny_run, *overrides, "scores.external.gfs.variable=2t", until="evaluate") == ["scores"]
+    table = pd.read_csv(tiny_run.out / "scores.csv").set_index(["model", "lead_hours"])
+    for hours, wrong in errors.items():
+        np.testing.assert_allclose(table.loc[("gfs", hours), "mae"], np.abs(wrong).mean(), rtol=1e-4)
+        np.testing.assert_allclose(table.loc[("gfs", hours), "rmse"], np.sqrt(np.square(wrong).mean()), rtol=1e-4)
+    assert run(tiny_run, *overrides, "scores.external.gfs.variable=2t", until="evaluate") == []
+    os.utime(tiny_run.out.parent / "gfs.grib")  # another file, for all that is known
+    assert run(tiny_run, *overrides, "scores.external.gfs.variable=2t", until="evaluate") == ["scores"]
 
 
 def test_forecasts_see_no_test_frame_of_the_future(finished_run):
@@ -547,11 +672,21 @@ def test_two_runs_in_one_folder(tiny_run):
         (["maps.leads_hours=[6, 7]"], r"line 18: maps.leads_hours: 7 is not a lead .*; those are \[6.0, 12.0\]"),
         (["maps.points=[[51.5, 0]]"], r"line 18: maps.points: 51.5, 0 lies outside Grid\(6 x 12"),
         (["source={path: nowhere.nc, variables: air}"], r"line 3: source: no file matches 'nowhere.nc'"),
+        (["scores.external.gfs.path=nowhere.nc"], r"line 1: scores.external.gfs: no file matches 'nowhere.nc'"),
+        (["scores.external.gfs.path=air.nc"], r"scores.external.gfs: a forecast must have starts .* no forecast"),
+        (["scores.external.damped.path=a.nc"], r"scores.external: damped: a baseline or a model has this name"),
+        (
+            ["scores.external.gfs={path: air.nc, variable: {msl: prmsl}}"],
+            r"scores.external.gfs.variable: msl: not among air",
+        ),
+        (["scores.external.gfs={path: air.nc, file: b}"], r"unknown key; known keys here: path, variable, select, met"),
         (["source={path: tiny.yaml, variables: air}"], r"line 3: source: .* neither GRIB, NetCDF nor Zarr"),
     ],
 )
 def test_check_names_file_line_and_key(finished_run, tmp_path, monkeypatch, overrides, message):
-    monkeypatch.chdir(finished_run.recipe.parent)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(finished_run.recipe, "tiny.yaml")
+    shutil.copy(finished_run.out / "sample/air.sig995.2001.nc", "air.nc")
     with pytest.raises(RecipeError, match=message):
         pipeline.run(finished_run.recipe, tmp_path / "out", overrides=overrides, console=Console(quiet=True))
     assert not (tmp_path / "out").exists()  # nothing is written before all is checked

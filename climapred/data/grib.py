@@ -39,7 +39,18 @@ SELECTABLE: dict[str, Callable[[Message], Hashable]] = {
     "expver": lambda message: message.header.expver,
 }
 
-Place = tuple[np.datetime64, int, float]
+# What messages lie along: fields by when they hold, forecasts by when they began and how far they reach.
+_FIELD_AXES: dict[str, Callable[[Message], Any]] = {"time": lambda message: message.time}
+_FORECAST_AXES: dict[str, Callable[[Message], Any]] = {
+    "init_time": lambda message: message.start,
+    "lead_time": lambda message: message.time - message.start,
+}
+_FURTHER_AXES: dict[str, Callable[[Message], Any]] = {
+    "number": lambda message: message.header.member,
+    "level": lambda message: message.header.level,
+}
+
+Place = tuple[Any, ...]
 
 _FINAL, _PRELIMINARY = "0001", "0005"  # expver of ERA5 and of ERA5T, which ERA5 replaces after three months
 _LEAST_BYTES, _MOST_BYTES, _BLOCKS = 4 * 2**20, 32 * 2**20, 2048
@@ -54,6 +65,7 @@ def open_grib(
     select: Mapping[str, Any] | None = None,
     damaged: Damaged = "error",
     block: int | None = None,
+    forecasts: bool = False,
 ) -> xr.Dataset:
     """Return the fields of GRIB files as lazy cubes, in the files' units and scanning order.
 
@@ -74,6 +86,8 @@ def open_grib(
         damaged: "skip" leaves out damaged messages, with a warning.
         block: times in a dask block; None chooses blocks of about 4 MiB, of up to 32 MiB in long series. A block that matches
             what is read at once, such as a shard of a store, is fastest. A block holds one member and one level.
+        forecasts: keep starts and leads apart: dims (init_time, lead_time[, number][, level], latitude, longitude), with
+            the 2-D coordinate valid_time, and blocks of one start. Each start must have the same leads.
 
     Raises:
         ValueError: if a variable is absent; is on a grid of another kind; mixes grids, kinds of level, kinds of step or units;
@@ -88,7 +102,7 @@ def open_grib(
     complaints: dict[str, str] = {}
     for name in select_names(groups, variables, where):
         try:
-            cubes[name] = _cube(groups[name], where, block)
+            cubes[name] = _cube(groups[name], where, block, _FORECAST_AXES if forecasts else _FIELD_AXES)
         except ValueError as error:
             complaints[name] = str(error)
     together = _sets_on_common_axes(cubes)
@@ -158,33 +172,32 @@ def _summary(
     return "\n".join(lines + [f"- {complaint}" for complaint in complaints.values()])
 
 
-def _cube(messages: list[Message], where: str, block: int | None) -> xr.DataArray:
-    """Return the messages of one variable as an array (time[, number][, level], latitude, longitude)."""
+def _cube(
+    messages: list[Message], where: str, block: int | None, leading: Mapping[str, Callable[[Message], Any]]
+) -> xr.DataArray:
+    """Return the messages of one variable as an array (*leading[, number][, level], latitude, longitude)."""
     _check_alike(messages, where)
-    times, members, levels = (
-        sorted({get(message) for message in messages})
-        for get in (lambda m: m.time, lambda m: m.header.member, lambda m: m.header.level)
-    )
-    placed = _by_place(messages, list(product(times, members, levels)), where)
-    several = {dim: axis for dim, axis in (("number", members), ("level", levels)) if len(axis) > 1}
+    getters = {**leading, **_FURTHER_AXES}
+    axes = {dim: sorted({get(message) for message in messages}) for dim, get in getters.items()}
+    placed = _by_place(messages, list(getters.values()), list(product(*axes.values())), where)
+    outer = [dim for dim, values in axes.items() if dim in leading or len(values) > 1]
     numbers = {path: number for number, path in enumerate(dict.fromkeys(message.path for message in placed))}
     places = np.array([(numbers[m.path], m.offset, m.length) for m in placed], np.int64)
     first = placed[0]
-    lazy = _Fields(
-        tuple(map(_File.of, numbers)), places.reshape(len(times), *map(len, several.values()), 3), first.header.grid
-    )
-    steps = block or _block(len(times), 4 * int(np.prod(first.header.grid.shape)))
-    chunks = (min(steps, len(times)), *(1 for _ in several), *first.header.grid.shape)
+    shape = tuple(len(axes[dim]) for dim in outer)
+    lazy = _Fields(tuple(map(_File.of, numbers)), places.reshape(*shape, 3), first.header.grid)
+    along = list(leading)[-1]
+    steps = block or _block(len(axes[along]), 4 * int(np.prod(first.header.grid.shape)))
+    chunks = (*(min(steps, len(axes[dim])) if dim == along else 1 for dim in outer), *first.header.grid.shape)
     horizontal = _horizontal(first)
     return xr.DataArray(
         da.from_array(lazy, chunks=chunks, fancy=False, asarray=False, meta=np.empty((0,) * lazy.ndim, np.float32)),
-        dims=("time", *several, *(("values",) if "values" in horizontal else ("latitude", "longitude"))),
+        dims=(*outer, *(("values",) if "values" in horizontal else ("latitude", "longitude"))),
         coords={
-            "time": np.array(times, "datetime64[ns]"),
-            "number": ("number", members) if "number" in several else members[0],
-            "level": ("level", levels) if "level" in several else levels[0],
+            **_times(axes),
+            **{dim: (dim, axes[dim]) if dim in outer else axes[dim][0] for dim in _FURTHER_AXES},
             **horizontal,
-            **_versions(placed, len(times)),
+            **(_versions(placed, len(axes["time"])) if "time" in axes else {}),
         },
         name=first.header.name,
         attrs={
@@ -194,6 +207,15 @@ def _cube(messages: list[Message], where: str, block: int | None) -> xr.DataArra
             "GRIB_typeOfLevel": first.header.level_type,
         },
     )
+
+
+def _times(axes: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Return the valid times, or starts, leads and the valid times of both."""
+    if "time" in axes:
+        return {"time": np.array(axes["time"], "datetime64[ns]")}
+    starts, leads = np.array(axes["init_time"], "datetime64[ns]"), np.array(axes["lead_time"], "timedelta64[ns]")
+    valid = (("init_time", "lead_time"), starts[:, None] + leads)
+    return {"init_time": starts, "lead_time": leads, "valid_time": valid}
 
 
 def _block(times: int, field_bytes: int) -> int:
@@ -233,28 +255,43 @@ def _check_alike(messages: list[Message], where: str) -> None:
             )
 
 
-def _by_place(messages: list[Message], places: list[Place], where: str) -> list[Message]:
-    """Return the message of each place (time, member, level), in the order of the places."""
+def _by_place(
+    messages: list[Message], getters: Sequence[Callable[[Message], Any]], places: list[Place], where: str
+) -> list[Message]:
+    """Return the message of each place, such as (time, member, level), in the order of the places."""
     found: dict[Place, Message] = {}
     repeated: list[str] = []
     for message in messages:
-        place = (message.time, message.header.member, message.header.level)
+        place = tuple(get(message) for get in getters)
         other = found.setdefault(place, message)
         versions = {message.header.expver, other.header.expver}
         if versions == {_FINAL, _PRELIMINARY}:
             found[place] = message if message.header.expver == _FINAL else other
         elif other is not message:
             repeated.append(f"{_say(place)} ({_place(other)} and {_place(message)})")
-    missing = [_say(place) for place in places if place not in found]
+    missing = [place for place in places if place not in found]
     name = repr(messages[0].header.name)
     if repeated:
         raise ValueError(
             f"{name} of {where} has two messages for {len(repeated)} of {len(places)} places: {_first(repeated)}; "
-            "keep one, e.g. with select={'data_type': 'an'} or select={'step': ...}"
+            "keep one, e.g. with select={'data_type': 'an'} or select={'step': ...}; forecasts=True keeps starts apart"
         )
     if missing:
-        raise ValueError(f"{name} of {where} lacks {len(missing)} of {len(places)} messages: {_first(missing)}")
+        raise ValueError(
+            f"{name} of {where} lacks {len(missing)} of {len(places)} messages: {_first([*map(_say, missing)])}"
+            + _way_out(missing, places)
+        )
     return [found[place] for place in places]
+
+
+def _way_out(missing: list[Place], places: list[Place]) -> str:
+    """Return the steps that all starts of forecasts have; nothing for fields, or where there are none."""
+    if len(places[0]) == len(_FURTHER_AXES) + 1:
+        return ""
+    lacked = {place[1] for place in missing}
+    common = [lead / np.timedelta64(1, "h") for lead in sorted({place[1] for place in places} - lacked)]
+    text = ", ".join(f"{hours:g}" for hours in common[:_LISTED]) + (", ..." if len(common) > _LISTED else "")
+    return f"; all starts have the steps that select={{'step': [{text}]}} takes" if common else ""
 
 
 def _first(listed: list[str]) -> str:
@@ -263,8 +300,10 @@ def _first(listed: list[str]) -> str:
 
 
 def _say(place: Place) -> str:
-    time, member, level = place
-    return f"time {np.datetime_as_string(time, unit='m')}, member {member}, level {level:g}"
+    *when, member, level = place
+    start = np.datetime_as_string(when[0], unit="m")
+    told = f"time {start}" if len(when) == 1 else f"start {start}, lead {when[1] / np.timedelta64(1, 'h'):g} h"
+    return f"{told}, member {member}, level {level:g}"
 
 
 def _place(message: Message) -> str:

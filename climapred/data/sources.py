@@ -35,6 +35,7 @@ def open_source(
     select: Mapping[str, Any] | None = None,
     damaged: Damaged = "error",
     block: int | None = None,
+    forecasts: bool = False,
 ) -> xr.Dataset:
     """Return the contents of files as one lazy dataset: names, units, order and values are the files' own.
 
@@ -52,6 +53,8 @@ def open_source(
         select: GRIB messages to take, such as {"level": 500}; see ``open_grib``.
         damaged: what to do about damaged GRIB messages: "error", or "skip" them with a warning.
         block: times in a dask block, as far as chunks on disk allow it; None for the above.
+        forecasts: of GRIB, keep starts and leads apart, dims (init_time, lead_time, ...), instead of placing fields by their
+            valid time; other files have the axes that they have.
 
     Raises:
         FileNotFoundError: if nothing matches.
@@ -71,7 +74,7 @@ def open_source(
         from climapred.data.grib import open_grib  # eccodes is slow to load, and not needed for other files
 
         files = [str(place) for place in places]
-        return open_grib(files, variables, select=select, damaged=damaged, block=block)
+        return open_grib(files, variables, select=select, damaged=damaged, block=block, forecasts=forecasts)
     if select:
         raise ValueError(
             f"select= chooses GRIB messages, but {paths[0]} is {kind}; use dataset.sel(...) on what is opened"

@@ -38,6 +38,7 @@ __all__ = [
     "from_cf",
     "from_weatherbench",
     "pack",
+    "scores_to_cf",
     "to_cf",
     "to_weatherbench",
     "write_dataset",
@@ -178,6 +179,38 @@ def _global_attributes(
         history = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} written by climapred"
     known = {"Conventions": "CF-1.11", "title": title, "source": source, "history": history}
     return known | ({"references": references} if references else {}) | dict(attributes or {})
+
+
+def scores_to_cf(
+    scores: xr.Dataset,
+    *,
+    source: str,
+    title: str = "Scores of forecasts",
+    references: str = "",
+    history: str | None = None,
+) -> xr.Dataset:
+    """Return scores, or maps of skill, with the attributes that CF-1.11 asks for; dims, names and values stay.
+
+    Errors in kelvin say that they are differences of temperatures. Names of models become characters in a NetCDF file
+    (``write_netcdf``): CF has no coordinate variables of text, and labels of two dimensions are none.
+
+    Args:
+        scores: of ``evaluate``, ``season_scores``, ``region_scores`` or ``skill_of_cells``.
+        source, title, references, history: as for ``to_cf``.
+    """
+    dataset, about = scores.copy(), _global_attributes(title, source, references, history, scores.attrs)
+    names = {
+        "model": {"long_name": "name of the model"},
+        "lead_time": {"standard_name": "forecast_period", "long_name": "time since the last frame seen"},
+        "latitude": {"standard_name": "latitude", "units": "degrees_north"},
+        "longitude": {"standard_name": "longitude", "units": "degrees_east"},
+    }
+    for name in set(names) & set(dataset.coords):
+        dataset[name].attrs = {"long_name": name, **names[name]}
+    for score in dataset.values():
+        if score.attrs.get("units") == "K":
+            score.attrs["units_metadata"] = "temperature: difference"
+    return dataset.assign_attrs(about)
 
 
 def from_cf(dataset: xr.Dataset) -> xr.Dataset:

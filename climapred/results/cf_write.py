@@ -187,6 +187,8 @@ def _netcdf_storage(dataset: xr.Dataset, name: str, complevel: int, chunks: Chun
         storage = {"zlib": complevel > 0, "complevel": complevel, "shuffle": True}
     if storage or set(variable.dims) & set(dataset.encoding.get("unlimited_dims", ())):
         storage["chunksizes"] = _chunk_shape(variable, chunks)
+    if variable.dtype.kind in "OTU":
+        storage["dtype"] = "S1"  # characters: a coordinate variable must be a number, says CF
     return storage
 
 

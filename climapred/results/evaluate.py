@@ -26,7 +26,7 @@ import xarray as xr
 from climapred.grid import Grid, Region, cell_areas
 from climapred.results.baselines import BASELINES, FURTHER_BASELINES
 from climapred.results.metrics import PAPER_RANGES, WINDOW
-from climapred.results.sums import CELLS, IMAGES, Missing, span
+from climapred.results.sums import CELLS, IMAGES, Missing, check_axes, span
 from climapred.results.sums import error_sums as error_sums  # callers find it here too
 
 Metrics = Literal["honest", "paper"]
@@ -75,6 +75,8 @@ def evaluate(
         raise ValueError(f"metrics must be one of {', '.join(get_args(Metrics))}, got {metrics!r}")
     if metrics == "paper" and data_range is not None:
         raise ValueError(f'metrics="paper" has data ranges of its own, {PAPER_RANGES}; leave out {data_range=}')
+    for of_model in forecasts.values():
+        check_axes(of_model, truth)
     _check_comparable(forecasts)
     if variable is None:
         names = list(next(iter(forecasts.values())).data_vars)

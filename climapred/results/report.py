@@ -18,7 +18,6 @@ import os
 import re
 import string
 import urllib.parse
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,24 +28,24 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from climapred.grid import Array, Grid
+from climapred.grid import Grid
 from climapred.results.baselines import BASELINES, FURTHER_BASELINES
 from climapred.results.captions import degrees, displayed, moment, quantity, units_of
 from climapred.results.cf import from_cf
 from climapred.results.correlations import strongest_links
 from climapred.results.geography import lines_within
+from climapred.results.page_numbers import Section, encoded, hours_of, numbers, packed, points, spread, stride_for
+from climapred.results.page_scores import MOST_LEADS, error_section, score_section
 from climapred.variables import VARIABLES, convert_units
 from climapred.whole import write_text
 
 Facts = list[tuple[str, str]]
-Section = dict[str, Any]
 
 # Room in the page. Fields have 12 of 16 bits to deflate, base64 makes 4 bytes of 3: 8.9 MB at most, below 10 MB together
 # with coasts, tables and script.
 _FIELD_BYTES, _LINK_BYTES, _ERROR_BYTES = 3_200_000, 3_600_000, 900_000
-_MOST_STARTS, _LEAST_STARTS, _MOST_LEADS = 48, 6, 24
+_MOST_STARTS, _LEAST_STARTS = 48, 6
 _LEAST_LINKS = 5
-_LEVELS, _MISSING = 4095, 0xFFFF
 _FIELDS_LOOKED_AT = 16_000_000  # values of the tensors that are looked through for findings
 _PAIRS_SEARCHED = 4_000_000  # pairs of points among which the place shown first is searched
 
@@ -61,14 +60,15 @@ _ABSENT = {
 }
 _FILES = (
     "recipe.yaml",
-    "scores.csv",
-    "scores.nc",
+    "scores*.csv",
+    "comparison*.csv",
+    "scores*.nc",
+    "skill*.nc",
     "forecasts/*.nc",
     "correlations/*.nc",
     "models/*/log.csv",
     "maps/*.png",
 )
-_BETTER = {"bias": "zero", "skill": "high", "acc": "high", "ssim": "high", "psnr": "high", "spread": "one"}
 
 
 def write_report(run_folder: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Path:
@@ -99,8 +99,8 @@ def write_report(run_folder: str | os.PathLike[str], path: str | os.PathLike[str
 def _page(folder: Path, path: Path) -> str:
     """Return the text of the page."""
     tensors = _tensors(folder)
-    numbers, recipe = _numbers_of(folder, tensors), folder / "recipe.yaml"
-    there = {*numbers, *(["data"] if tensors is not None else []), *(["recipe"] if recipe.exists() else [])}
+    found, recipe = _numbers_of(folder, tensors), folder / "recipe.yaml"
+    there = {*found, *(["data"] if tensors is not None else []), *(["recipe"] if recipe.exists() else [])}
     style, script = _asset("page.css"), _asset("page.js")
     template = re.sub(
         r"<!-- part (\w+) -->(.*?)<!-- end \1 -->",
@@ -115,7 +115,7 @@ def _page(folder: Path, path: Path) -> str:
         title=html.escape(_title(folder)),
         style=style,
         script=script,
-        numbers=json.dumps(numbers, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        numbers=json.dumps(found, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         missing=_items([f"This run has {text}." for name, text in _ABSENT.items() if name not in there]),
         facts="".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(said)}</dd>" for term, said in facts),
         findings=_items(findings),
@@ -127,19 +127,49 @@ def _page(folder: Path, path: Path) -> str:
 
 
 def _numbers_of(folder: Path, tensors: xr.Dataset | None) -> dict[str, Any]:
-    """Return what the script of the page draws: the sections that the run has, the region of its maps, its baselines."""
-    curves = {"scores": _scores(folder), "training": _training(folder)}
-    drawn = {
-        "errors": _errors(folder),
-        "forecasts": _forecasts(folder, tensors),
-        "correlations": _correlations(folder),
+    """Return what the script of the page draws: the sections that the run has, the region of its maps, its baselines.
+
+    Sections of a further variable stand under ``further``; the variables share the room.
+    """
+    names = _variables(folder, tensors)
+    drawn = {name: _of_variable(folder, tensors, name, ending, len(names)) for name, ending in names.items()}
+    links, training = _correlations(folder), _training(folder)
+    grids = [grid for _, grid in drawn.values() if grid is not None] + ([] if links is None else [links[1]])
+    (first, (found, _)), *others = drawn.items()
+    return {
+        **found,
+        **({} if links is None else {"correlations": links[0]}),
+        **({} if training is None else {"training": training}),
+        **({"region": _region(grids[0])} if grids else {}),
+        "variable": first,
+        "further": {name: sections for name, (sections, _) in others},
+        "baselines": _baseline_names(folder, found),
     }
-    numbers: dict[str, Any] = {name: section for name, section in curves.items() if section is not None}
-    for name, found in drawn.items():
-        if found is not None:
-            numbers[name], grid = found
-            numbers.setdefault("region", _region(grid))
-    return {**numbers, "baselines": _baseline_names(folder, numbers)}
+
+
+def _variables(folder: Path, tensors: xr.Dataset | None) -> dict[str, str]:
+    """Return what is forecast, and what the names of its files end in: nothing for the first variable of the recipe."""
+    names = [] if tensors is None else list(map(str, tensors))
+    for file in sorted((folder / "forecasts").glob("*.nc"))[: 0 if names else 1]:
+        with xr.open_dataset(file) as stored:
+            names = [str(name) for name in stored.data_vars if not str(name).endswith("_bounds")]
+    further = [name for name in names if (folder / f"scores_{name}.nc").exists()]
+    first = next((name for name in names if name not in further), "")
+    return {first: "", **{name: f"_{name}" for name in further}}
+
+
+def _of_variable(
+    folder: Path, tensors: xr.Dataset | None, name: str, ending: str, share: int
+) -> tuple[dict[str, Section], Grid | None]:
+    """Return the sections of one variable, and the grid of its maps."""
+    scores = score_section(folder, ending)
+    maps = {
+        "errors": error_section(folder, ending, room=_ERROR_BYTES / share),
+        "forecasts": _forecasts(folder, tensors, name, _FIELD_BYTES // share),
+    }
+    there = {part: found for part, found in maps.items() if found is not None}
+    sections = {} if scores is None else {"scores": scores}
+    return sections | {part: found[0] for part, found in there.items()}, next((g for _, g in there.values()), None)
 
 
 def _asset(name: str) -> str:
@@ -164,53 +194,15 @@ def _title(folder: Path) -> str:
     return folder.resolve().name
 
 
-def _baseline_names(folder: Path, numbers: Mapping[str, Section]) -> list[str]:
+def _baseline_names(folder: Path, sections: Mapping[str, Section]) -> list[str]:
     """Return what was not trained, as far as the run has trained anything."""
-    names = [name for part in ("scores", "forecasts") for name in numbers.get(part, {}).get("models", ())]
+    names = [name for part in ("scores", "forecasts") for name in sections.get(part, {}).get("models", ())]
     trained = {place.name for place in (folder / "models").glob("*")}
     known = {*BASELINES, *FURTHER_BASELINES}
     return sorted({name for name in names if name in known or (trained and name not in trained)})
 
 
-# --- numbers as text ---
-
-
-def _encoded(values: npt.NDArray[Any]) -> str:
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 9)).decode()
-
-
-def _packed(values: npt.NDArray[np.floating]) -> Section:
-    """Return a field of any shape in steps of 1/4095 of its range; NaN has a code of its own.
-
-    All low bytes precede all high ones, which deflate better so. A value is ``offset + step * code``.
-    """
-    finite = np.isfinite(values)
-    low, high = (float(end(values[finite])) for end in (np.min, np.max)) if finite.any() else (0.0, 0.0)
-    step = (high - low) / _LEVELS or 1.0
-    codes = np.full(values.shape, _MISSING, dtype="<u2")
-    codes[finite] = np.round((values[finite].astype(np.float64) - low) / step)
-    planes = codes.reshape(-1, 1).view(np.uint8).T
-    return {"shape": list(values.shape), "offset": low, "step": step, "data": _encoded(planes)}
-
-
-def _spread(count: int, most: int) -> npt.NDArray[np.intp]:
-    """Return at most ``most`` of the indices 0 to count - 1, evenly, with both ends."""
-    return np.unique(np.linspace(0, count - 1, max(1, min(count, most))).round().astype(np.intp))
-
-
-def _stride(grid: Grid, cells: float) -> int:
-    """Return n so that every n-th row and column leave at most ``cells`` points."""
-    height, width = grid.shape
-    stride = 1
-    while -(-height // stride) * -(-width // stride) > max(cells, 1):
-        stride += 1
-    return stride
-
-
-def _points(grid: Grid, stride: int = 1) -> Section:
-    """Return where the points drawn are."""
-    latitude, longitude = (axis[::stride].tolist() for axis in (grid.latitude, grid.longitude))
-    return {"latitude": latitude, "longitude": longitude, "stride": stride}
+# --- sections ---
 
 
 def _region(grid: Grid) -> Section:
@@ -227,14 +219,6 @@ def _region(grid: Grid) -> Section:
         for name, border in (("coast", False), ("borders", True))
     }
     return {"south": south, "north": north, "west": west, "east": east, **lines}
-
-
-def _numbers(values: Array) -> list[float | None]:
-    """Return six digits of each value, None for NaN: JSON knows none."""
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
-
-
-# --- sections ---
 
 
 def _tensors(folder: Path) -> xr.Dataset | None:
@@ -268,7 +252,7 @@ def _data(tensors: xr.Dataset, folder: Path) -> tuple[Facts, list[str]]:
     if training is not None:
         start, stop = (moment(training.attrs[f"training_{end}"]) for end in ("start", "stop"))
         facts.append(("Training period", f"{start} to {stop}, {int(training.attrs['training_times']):,} times"))
-    chosen = _spread(len(times), max(1, _FIELDS_LOOKED_AT // (grid.size * len(tensors))))
+    chosen = spread(len(times), max(1, _FIELDS_LOOKED_AT // (grid.size * len(tensors))))
     for name in map(str, tensors):
         findings += _findings(tensors[name].isel(time=chosen).values, name, units_of(tensors[name]), training)
     findings.append(f"Looked at {len(chosen):,} of {len(times):,} fields of each variable.")
@@ -319,65 +303,8 @@ def _findings(values: npt.NDArray[np.floating], name: str, units: str, training:
     return lines
 
 
-def _scores(folder: Path) -> Section | None:
-    """Return every number of scores.csv by metric, model and lead; scores.nc tells what the metrics are."""
-    if not (folder / "scores.csv").exists():
-        return None
-    frame = pd.read_csv(folder / "scores.csv", dtype={"model": str}, keep_default_na=False, na_values=[""])
-    models, leads = list(frame["model"].unique()), sorted(frame["lead_hours"].unique().tolist())
-    described: dict[str, Any] = {}
-    if (folder / "scores.nc").exists():
-        with xr.open_dataset(folder / "scores.nc") as stored:
-            described = {str(name): dict(variable.attrs) for name, variable in stored.data_vars.items()}
-    metrics = []
-    for name in frame.columns.drop(["model", "lead_hours"]):
-        if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].notna().any():
-            table = frame.pivot(index="model", columns="lead_hours", values=name).reindex(index=models, columns=leads)
-            known = described.get(name, {})
-            metrics.append(
-                {
-                    "name": name,
-                    "label": f"{name}: {known['long_name']}" if "long_name" in known else name,
-                    "units": known.get("units", "1"),
-                    "better": _BETTER.get(name.split("_")[0], "low"),
-                    "values": [_numbers(row) for row in table.to_numpy()],
-                }
-            )
-    return {"models": models, "leads": leads, "metrics": metrics} if metrics else None
-
-
-def _errors(folder: Path) -> tuple[Section, Grid] | None:
-    """Return the scores of every cell, each kind that scores.nc has, and their grid."""
-    if not (folder / "scores.nc").exists():
-        return None
-    dims = ("model", "lead_time", "latitude", "longitude")
-    with xr.open_dataset(folder / "scores.nc") as scores:
-        names = [name for name in map(str, scores.data_vars) if name.endswith("_map") and scores[name].dims == dims]
-        if not names:
-            return None
-        chosen = _spread(scores.sizes["lead_time"], _MOST_LEADS)
-        models, grid = [str(name) for name in scores["model"].values], Grid.of(scores)
-        stride = _stride(grid, _ERROR_BYTES / (2 * len(names) * len(models) * chosen.size))
-        fields = scores[names].isel(lead_time=chosen)
-        thin = fields.isel(latitude=slice(None, None, stride), longitude=slice(None, None, stride)).load()
-    kinds = [
-        {
-            "name": name.removesuffix("_map"),
-            "label": str(thin[name].attrs.get("long_name", name)),
-            "units": units_of(thin[name]),
-            "fields": _packed(thin[name].values),
-        }
-        for name in names
-    ]
-    return {"grid": _points(grid, stride), "models": models, "leads": _hours(thin["lead_time"]), "kinds": kinds}, grid
-
-
-def _hours(lead_time: xr.DataArray) -> list[float]:
-    return list(pd.TimedeltaIndex(lead_time.values) / pd.Timedelta(hours=1))
-
-
-def _forecasts(folder: Path, tensors: xr.Dataset | None) -> tuple[Section, Grid] | None:
-    """Return forecasts and truth from a spread of start times, of an ensemble the mean, and their grid.
+def _forecasts(folder: Path, tensors: xr.Dataset | None, name: str, room: int) -> tuple[Section, Grid] | None:
+    """Return forecasts of a variable and its truth from a spread of start times, of an ensemble the mean, and their grid.
 
     All files of a run have the starts, leads and grid of the first; one that has not is named, not shown.
     """
@@ -387,32 +314,34 @@ def _forecasts(folder: Path, tensors: xr.Dataset | None) -> tuple[Section, Grid]
         if not opened:
             return None
         first = next(iter(opened.values()))
-        name, grid = next(iter(map(str, first.data_vars))), Grid.of(first)
+        grid = Grid.of(first)
         alike = {model: found[name] for model, found in opened.items() if name in found and _same_axes(found, first)}
-        leads = _spread(first.sizes["lead_time"], _MOST_LEADS)
+        if not alike:
+            return None
+        leads = spread(first.sizes["lead_time"], MOST_LEADS)
         field_bytes = 2 * leads.size * (len(alike) + 1)
-        stride = _stride(grid, _FIELD_BYTES / (field_bytes * min(_LEAST_STARTS, first.sizes["init_time"])))
+        stride = stride_for(grid, room / (field_bytes * min(_LEAST_STARTS, first.sizes["init_time"])))
         cells = -(-grid.shape[0] // stride) * -(-grid.shape[1] // stride)
-        starts = _spread(first.sizes["init_time"], min(_MOST_STARTS, max(1, _FIELD_BYTES // (field_bytes * cells))))
+        starts = spread(first.sizes["init_time"], min(_MOST_STARTS, max(1, room // (field_bytes * cells))))
         thin = {"latitude": slice(None, None, stride), "longitude": slice(None, None, stride)}
         chosen = {"init_time": starts, "lead_time": leads, **thin}
         shown = {model: _mean(found.isel(chosen)) for model, found in alike.items()}
     sample = next(iter(shown.values()))
     truth = _truth(tensors, name, sample, thin)
     given, (_, units) = units_of(sample), displayed(sample)
-    fields = {model: _packed(convert_units(found, given, units).values) for model, found in shown.items()}
+    fields = {model: packed(convert_units(found, given, units).values) for model, found in shown.items()}
     section = {
-        "grid": _points(grid, stride),
+        "grid": points(grid, stride),
         "variable": quantity(sample),
         "units": units,
         "differences": given,
         "starts": [f"{pd.Timestamp(start).isoformat()}Z" for start in sample["init_time"].values],
         "of": int(first.sizes["init_time"]),
-        "leads": _hours(sample["lead_time"]),
+        "leads": hours_of(sample["lead_time"]),
         "models": list(fields),
         "leftout": sorted(opened.keys() - fields.keys()),
         "fields": fields,
-        "truth": None if truth is None else _packed(convert_units(truth, given, units).values),
+        "truth": None if truth is None else packed(convert_units(truth, given, units).values),
     }
     return section, grid
 
@@ -459,7 +388,7 @@ def _correlations(folder: Path) -> tuple[Section, Grid] | None:
     if grid is None or not models:
         return None
     return {
-        "grid": _points(grid),
+        "grid": points(grid),
         "models": models,
         "leftout": sorted({file.stem for file in files} - set(models)),
     }, grid
@@ -483,8 +412,8 @@ def _links(adjacency: xr.Dataset, grid: Grid, count: int) -> Section:
             weights = np.take_along_axis(weights, columns[here].astype(np.intp), axis=1)
         shares = weights / np.where(scale[here] > 0, scale[here], 1)[:, None]
         codes[here] = np.round(255 * np.sqrt(np.clip(shares, 0, 1)))
-    section = {"count": count, "scale": _encoded(scale.astype("<f4")), "codes": _encoded(codes)}
-    section |= {} if dense else {"columns": _encoded(columns)}
+    section = {"count": count, "scale": encoded(scale.astype("<f4")), "codes": encoded(codes)}
+    section |= {} if dense else {"columns": encoded(columns)}
     return {**section, "first": _telling_node(adjacency, grid)}
 
 
@@ -504,7 +433,7 @@ def _training(folder: Path) -> Section | None:
         frame = pd.read_csv(log)
         numeric = [name for name in frame.select_dtypes("number").columns if name not in ("epoch", "step")]
         columns += [name for name in numeric if name not in columns]
-        models[log.parent.name] = {name: _numbers(frame[name].to_numpy(np.float64)) for name in ("epoch", *numeric)}
+        models[log.parent.name] = {name: numbers(frame[name].to_numpy(np.float64)) for name in ("epoch", *numeric)}
     return {"models": models, "columns": columns} if columns else None
 
 

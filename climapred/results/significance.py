@@ -90,10 +90,13 @@ def block_length(series: npt.ArrayLike) -> int:
 
     1 for a series without memory, and never more than a quarter of the starts (T is at most n / 5).
     """
-    size = np.size(series)
-    time = autocorrelation_time(series)
-    length = (math.sqrt(6) * (time**2 - 1) / (4 * time)) ** (2 / 3) * size ** (1 / 3)
-    return math.ceil(max(length, time))
+    return int(_block_lengths(np.array(autocorrelation_time(series)), np.size(series)))
+
+
+def _block_lengths(times: Floats, size: int) -> npt.NDArray[np.int64]:
+    """Return the length for each autocorrelation time of series of n values."""
+    lengths = (math.sqrt(6) * (times**2 - 1) / (4 * times)) ** (2 / 3) * size ** (1 / 3)
+    return np.ceil(np.maximum(lengths, times)).astype(np.int64)
 
 
 def compare(
@@ -315,6 +318,73 @@ def _noted(found: xr.Dataset, model: str, is_reference: bool, measure: str, step
         frame[["lower", "upper", "p_value", "block_hours"]] = np.nan
     numbers = [measure, "difference", "lower", "upper", "p_value", "block_hours"]
     return frame[["model", *([] if averaged else ["lead_hours"]), *numbers, "note"]]
+
+
+def p_values_of_cells(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
+    """Return the p-value of each cell: how easily chance makes a mean difference as large as that of the two.
+
+    The test of ``compare`` for thousands of cells. The variance of the means of resampled blocks that wrap around needs
+    no resampling: with blocks of b of n values it is b / n times the mean square of (mean of a block - mean of all), over
+    all n blocks. It is widened as there, and the mean over its root compared with Student's t with n / b - 1 degrees of
+    freedom, so that p may be as small as a field of many cells needs (``discoveries``).
+
+    Args:
+        first, second: ``squared_errors`` of two forecasts: dims (init_time, ...).
+
+    Returns:
+        The other dims; NaN where a value is missing, 1 where the two are the same.
+
+    Raises:
+        ValueError: as ``compare`` does.
+    """
+    _check_pairs(first, second)
+    difference = (first - second.transpose(*first.dims)).transpose("init_time", ...)
+    series = difference.values.reshape(difference.sizes["init_time"], -1).astype(np.float64)
+    found = np.ones(series.shape[1])
+    times = np.array([autocorrelation_time(column) if np.isfinite(column).all() else 1.0 for column in series.T])
+    lengths = _block_lengths(times, len(series))
+    for length in np.unique(lengths):
+        same = lengths == length
+        found[same] = _p_values(series[:, same], int(length), times[same])
+    return difference.isel(init_time=0, drop=True).copy(data=found.reshape(difference.shape[1:])).drop_attrs()
+
+
+def _p_values(series: Floats, length: int, times: Floats) -> Floats:
+    """Return the p-values of series of shape (n, K), all with blocks of one length."""
+    size = len(series)
+    mean = series.mean(axis=0)
+    running = np.concatenate([np.zeros((1, series.shape[1])), np.cumsum(np.concatenate([series, series]), axis=0)])
+    blocks = (running[length : length + size] - running[:size]) / length
+    seen = np.array([_share_seen(time, length, size) for time in times])
+    variance = length / size * ((blocks - mean) ** 2).mean(axis=0) / seen
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.where(mean == 0, 0.0, np.abs(mean) / np.sqrt(variance))
+    return np.asarray(2 * t.sf(np.where(np.isnan(mean), np.nan, distance), max(1.0, size / length - 1)))
+
+
+def score_intervals(
+    errors: Mapping[str, xr.Dataset], *, confidence: float = 0.95, replicates: int = 2000, seed: int = 0
+) -> xr.Dataset:
+    """Return how well the scores of each model are known from these start times: the bands round its curves.
+
+    Args:
+        errors: ``error_series`` of each model, by name.
+        confidence, replicates, seed: as for ``compare``.
+
+    Returns:
+        Dims (model, lead_time): ``mae_area_lower``, ``mae_area_upper``, ``rmse_area_lower`` and ``rmse_area_upper``.
+    """
+    parts = []
+    for of_model in errors.values():
+        ends = {}
+        for name, term, root in (("mae_area", "absolute", False), ("rmse_area", "squared", True)):
+            nothing = xr.zeros_like(of_model[term])
+            found = compare(of_model[term], nothing, root=root, confidence=confidence, replicates=replicates, seed=seed)
+            for end in ("lower", "upper"):
+                what = f"{end} end of the {confidence:.0%} interval of {name}, block bootstrap over start times"
+                ends[f"{name}_{end}"] = found[end].assign_attrs(long_name=what)
+        parts.append(xr.Dataset(ends))
+    return xr.concat(parts, xr.DataArray(list(errors), dims="model", name="model")).drop_attrs(deep=False)
 
 
 def discoveries(p_values: xr.DataArray, rate: float = 0.1) -> xr.DataArray:

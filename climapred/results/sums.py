@@ -82,8 +82,27 @@ def span(index: pd.Index) -> str:
     return f"{index.size} from {index[0]} to {index[-1]}" if index.size else "none"
 
 
+def check_axes(forecast: xr.DataArray | xr.Dataset, truth: xr.DataArray | xr.Dataset) -> None:
+    """Check that a forecast has starts, leads and valid times, and the truth a series of dates.
+
+    Raises:
+        ValueError: if one is missing; the message says which, and what is there.
+    """
+    if missing := {"init_time", "lead_time"} - set(forecast.dims) | {"valid_time"} - set(forecast.coords):
+        raise ValueError(
+            "a forecast must have the dims init_time and lead_time and the coordinate valid_time, lacks "
+            f"{sorted(missing)}, got the dims {tuple(forecast.dims)}; external_forecast() makes it so from a file of others"
+        )
+    if "time" not in truth.dims or not isinstance(truth.indexes.get("time"), pd.DatetimeIndex):
+        raise ValueError(
+            f"truth must have a series of dates, the dimension time, got the dims {tuple(truth.dims)} and the coordinates "
+            f"{list(truth.coords)}; open a file with times, or harmonise() it"
+        )
+
+
 def fitting_truth(forecast: xr.DataArray, truth: xr.DataArray) -> xr.DataArray:
     """Return the truth with the very coordinates of the forecast, which xarray compares bit by bit."""
+    check_axes(forecast, truth)
     if (grid := Grid.of(forecast)) != Grid.of(truth):
         raise ValueError(
             f"truth must be on the grid of the forecast, {grid}, got {Grid.of(truth)}; regrid() one of them"

@@ -446,3 +446,81 @@ def test_full_circle_has_exact_steps_where_the_header_rounds():
     np.testing.assert_allclose(grid.longitude(), np.arange(1280) * 0.28125, atol=1e-6)
     region = MessageGrid("regular_ll", 2, 5, (10.0, 9.0), (350.0, 351.0), False, False)
     np.testing.assert_array_equal(region.longitude(), [350, 350.25, 350.5, 350.75, 351])
+
+
+# --- forecasts: starts and leads apart ---
+
+
+def forecast_message(start: str, lead: int, edition: int, **keys) -> dict:
+    """A 2 m temperature as NCEP's GFS has it: steps in hours from a reference time; values tell start and lead."""
+    date, hour = start.split("T")
+    level = {"typeOfLevel": "heightAboveGround", "level": 2} if edition == 2 else {}
+    when = {"dataDate": int(date.replace("-", "")), "dataTime": 100 * int(hour), "indicatorOfUnitOfTimeRange": 1}
+    values = 250 + int(date[-2:]) + int(hour) / 24 + lead / 100 + np.linspace(0, 1, 496)
+    return {
+        "centre": "kwbc",
+        "shortName": "2t",
+        **level,
+        **when,
+        "step": lead,
+        "bitsPerValue": 24,
+        "values": values,
+        **keys,
+    }
+
+
+RUNS = ("2014-01-01T00", "2014-01-01T12", "2014-01-02T00")
+
+
+@pytest.mark.parametrize("edition", [1, 2])
+def test_forecasts_lie_along_starts_and_leads_like_a_plain_loop_over_messages(tmp_path, edition):
+    """Valid times of the starts overlap: as fields, two messages would claim one place."""
+    sample = f"regular_ll_sfc_grib{edition}"
+    files = [
+        write_grib(
+            tmp_path / f"{i}.grib", *(forecast_message(run, lead, edition) for lead in (12, 0, 6)), sample=sample
+        )
+        for i, run in enumerate(reversed(RUNS))
+    ]
+    dataset = open_grib(files, forecasts=True)
+    field = dataset["t2m"]
+    assert field.dims == ("init_time", "lead_time", "latitude", "longitude")
+    assert field.data.chunks[:2] == ((1, 1, 1), (3,))
+    assert [str(start)[:13] for start in field["init_time"].values] == list(RUNS)
+    assert (field["lead_time"].values / np.timedelta64(1, "h")).tolist() == [0, 6, 12]
+    np.testing.assert_array_equal(dataset["valid_time"], field["init_time"].values[:, None] + field["lead_time"].values)
+    count = 0
+    for path in files:
+        for handle in each_message(path):
+            date, clock, step = (eccodes.codes_get(handle, key) for key in ("dataDate", "dataTime", "step"))
+            start = pd.Timestamp(str(date)) + pd.Timedelta(hours=clock // 100)
+            found = field.sel(init_time=start, lead_time=pd.Timedelta(hours=step))
+            np.testing.assert_array_equal(found.values.ravel(), eccodes.codes_get_values(handle).astype(np.float32))
+            count += 1
+    assert count == 9
+    with pytest.raises(ValueError, match=r"has two messages for 2 of 7 places: time 2014-01-0.*; forecasts=True keeps"):
+        open_grib(files)
+
+
+def test_members_of_forecasts_stay_apart_and_blocks_hold_leads(tmp_path):
+    keys = {"setLocalDefinition": 1, "localDefinitionNumber": 1}
+    messages = [
+        forecast_message(run, lead, 1, **keys, marsType="pf", marsStream="enfo", perturbationNumber=n, centre="ecmf")
+        for run, lead, n in product(RUNS, (6, 12, 18), (1, 2))
+    ]
+    field = open_grib([write_grib(tmp_path / "e.grib", *messages)], forecasts=True, block=2)["t2m"]
+    assert field.dims == ("init_time", "lead_time", "number", "latitude", "longitude")
+    assert field.data.chunks[:3] == ((1, 1, 1), (2, 1), (1, 1))
+    assert float(field[2, 1, 0, 0, 0]) == pytest.approx(250 + 2 + 0.12, abs=1e-4)
+
+
+def test_a_start_without_a_lead_is_named_with_the_steps_that_all_have(tmp_path):
+    messages = [forecast_message(run, lead, 1) for run in RUNS for lead in (6, 12, 18) if (run, lead) != (RUNS[1], 18)]
+    path = write_grib(tmp_path / "s.grib", *messages)
+    with pytest.raises(
+        ValueError,
+        match=r"lacks 1 of 9 messages: start 2014-01-01T12:00, lead 18 h, member 0, level 2; all starts have the steps "
+        r"that select=\{'step': \[6, 12\]\} takes",
+    ):
+        open_grib([path], forecasts=True)
+    assert open_grib([path], forecasts=True, select={"step": [6, 12]})["t2m"].shape[:2] == (3, 2)

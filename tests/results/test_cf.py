@@ -16,6 +16,7 @@ from climapred.results.cf import (
     from_cf,
     from_weatherbench,
     pack,
+    scores_to_cf,
     to_cf,
     to_weatherbench,
     write_dataset,
@@ -338,9 +339,12 @@ def test_scores_can_be_written_and_read(tmp_path):
     truth = forecast["t2m"].isel(lead_time=0).swap_dims(init_time="valid_time")
     truth = truth.drop_vars(["init_time", "lead_time"]).rename(valid_time="time").to_dataset()
     scores = evaluate({"persistence": forecast.isel(lead_time=[0])}, truth)
-    path = write_netcdf(scores, tmp_path / "scores.nc")
-    with xr.open_dataset(path, decode_timedelta=True) as back:
+    path = write_netcdf(scores_to_cf(scores, source="test"), tmp_path / "scores.nc")
+    with xr.open_dataset(path) as back:
         xr.testing.assert_equal(back.load(), scores)
+        assert back["mae"].attrs["units_metadata"] == "temperature: difference"
+        assert back["skill_persistence"].attrs["units"] == "1"
+    assert check_cf(path) == []
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from climapred.grid import Grid, cell_areas
 from climapred.results.baselines import climatology_forecast, persistence
-from climapred.results.evaluate import error_sums, evaluate, format_table, score_table, scores, summary
+from climapred.results.evaluate import error_sums, evaluate, format_table, region_scores, score_table, scores, summary
 
 GRID = Grid.regular(20, region=(0, 60, 100, 140))
 HOUR = np.timedelta64(1, "h")
@@ -262,6 +262,26 @@ def test_errors_name_the_model_and_what_differs():
         evaluate({"a": forecast}, truth.isel(time=slice(0, 18)))
     with pytest.raises(ValueError, match="truth must be on the grid of the forecast"):
         error_sums(forecast["t2m"], truth["t2m"].isel(longitude=slice(0, 2)))
+    with pytest.raises(
+        ValueError, match=r"truth must have a series of dates, .* got the dims \('latitude', 'longitude'\)"
+    ):
+        evaluate({"a": forecast}, truth.isel(time=0, drop=True))
+    with pytest.raises(ValueError, match="truth must have a series of dates"):
+        error_sums(forecast["t2m"], truth["t2m"].assign_coords(time=range(len(truth["time"]))))
+    with pytest.raises(
+        ValueError, match=r"a forecast must have the dims init_time .* lacks \['lead_time'\].*external_for"
+    ):
+        evaluate({"a": forecast.isel(lead_time=0, drop=True)}, truth)
+    with pytest.raises(ValueError, match=r"lacks \['valid_time'\]"):
+        error_sums(forecast["t2m"].drop_vars("valid_time"), truth["t2m"])
+    with pytest.raises(ValueError, match="forecast and truth have no time in common: valid times from 2014"):
+        evaluate({"a": forecast}, truth.assign_coords(time=truth["time"] + np.timedelta64(3650, "D")))
+    with pytest.raises(ValueError, match="from the future of its truth; correct init_time, lead_time or valid_time"):
+        evaluate({"a": forecast.assign_coords(init_time=forecast["init_time"] + np.timedelta64(24, "h"))}, truth)
+    with pytest.raises(ValueError, match=r"truth 't2m' has NaN at 3 of 21 valid times, first in 100\.0% of the cells"):
+        evaluate({"a": forecast}, truth.where(truth["time"] > truth["time"][3]))
+    with pytest.raises(ValueError, match=r"region 'sea' .* holds no cell of Grid"):
+        region_scores({"a": error_sums(forecast["t2m"], truth["t2m"])}, {"sea": (-80, -70, 0, 10)})
     with pytest.raises(ValueError, match="forecasts must hold at least one model"):
         evaluate({}, truth)
     with pytest.raises(ValueError, match="sums must hold at least one model"):

@@ -3,10 +3,12 @@ import pytest
 import xarray as xr
 
 from climapred.data.regrid import regrid
+from climapred.data.sources import open_source
 from climapred.grid import Grid
 from climapred.results.cf import to_cf, to_weatherbench, write_netcdf
 from climapred.results.evaluate import evaluate
 from climapred.results.external import external_forecast
+from climapred.testing import write_grib
 
 GRID = Grid.regular(10, region=(20, 50, 200, 230))
 HOUR = np.timedelta64(1, "h")
@@ -128,6 +130,55 @@ def test_a_file_on_another_grid_is_regridded_and_scored(tmp_path):
     truth["t2m"].attrs = {"units": "degK"}
     scores = evaluate({"gfs": found}, truth.transpose("time", "latitude", "longitude"))
     np.testing.assert_allclose(scores["mae"], 0, atol=1e-4)
+
+
+def write_gfs(path, forecast, edition):
+    """Write a global forecast as NCEP does: a message for each start and lead, from north to south, in kelvin."""
+    grid, messages = Grid.of(forecast), []
+    level = {"typeOfLevel": "heightAboveGround", "level": 2} if edition == 2 else {}
+    keys = {"centre": "kwbc", "shortName": "2t", **level, "Ni": grid.shape[1], "Nj": grid.shape[0], "bitsPerValue": 24}
+    for name, axis in (("latitude", grid.latitude[::-1]), ("longitude", grid.longitude)):
+        keys |= {f"{name}OfFirstGridPointInDegrees": axis[0], f"{name}OfLastGridPointInDegrees": axis[-1]}
+    keys |= {"iDirectionIncrementInDegrees": 5, "jDirectionIncrementInDegrees": 5}
+    for start in forecast["init_time"].values:
+        clock = str(start)
+        when = {"dataDate": int(clock[:10].replace("-", "")), "dataTime": int(clock[11:13]) * 100}
+        for lead in forecast["lead_time"].values:
+            values = forecast["t2m"].sel(init_time=start, lead_time=lead).values[::-1]
+            messages.append(
+                {**keys, **when, "indicatorOfUnitOfTimeRange": 1, "step": int(lead / HOUR), "values": values}
+            )
+    return write_grib(path, *messages, sample=f"regular_ll_sfc_grib{edition}")
+
+
+@pytest.mark.parametrize("edition", [1, 2])
+def test_a_gfs_file_is_regridded_matched_and_scored_like_plain_xarray(tmp_path, edition):
+    """Four starts, twice a day, with eight leads each; wanted at 18 UTC too, where the start of 12 UTC stands in."""
+    random = np.random.default_rng(edition)
+    forecast = make_forecast(Grid.regular(5))
+    forecast["t2m"] = forecast["t2m"].copy(data=random.normal(280, 9, forecast["t2m"].shape).astype("float32"))
+    opened = open_source(write_gfs(tmp_path / "gfs.grib", forecast, edition), variables=["2t"], forecasts=True)
+    assert opened["t2m"].dims == DIMS
+    starts, leads = STARTS[1] + np.arange(3) * 6 * HOUR, LEADS[:3]
+    found = take(regrid(opened, GRID, "bilinear"), init_times=starts, lead_times=leads, max_delay=6 * HOUR)["t2m"]
+    assert found.chunks
+    axes = {"latitude": GRID.latitude, "longitude": GRID.longitude}
+    theirs = forecast["t2m"].astype("float64").interp(axes)  # bilinear too
+    run = [STARTS[1], STARTS[1], STARTS[2]]
+    for i, (start, own) in enumerate(zip(starts, run, strict=True)):
+        for k, lead in enumerate(leads):
+            expected = theirs.sel(init_time=own, lead_time=start + lead - own)
+            np.testing.assert_allclose(found[i, k], expected, atol=1e-4)  # 24 bits over some 60 K
+    times = np.unique(found["valid_time"])
+    truth = make_truth(times)
+    errors = found - truth["t2m"].sel(time=found["valid_time"]).drop_vars("time").astype("float64")
+    scores = evaluate({"gfs": found.to_dataset(name="t2m")}, truth)
+    np.testing.assert_allclose(scores["rmse"].values[0], np.sqrt((errors**2).mean([DIMS[0], *DIMS[2:]])), rtol=1e-6)
+
+
+def make_truth(times):
+    values = np.random.default_rng(9).normal(280, 5, (times.size, *GRID.shape)).astype("float32")
+    return xr.Dataset({"t2m": (("time", *DIMS[2:]), values, {"units": "K"})}, {"time": times, **GRID.coordinates()})
 
 
 def test_errors_say_what_cannot_be_told():

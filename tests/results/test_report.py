@@ -25,13 +25,17 @@ from climapred.results import report
 from climapred.results.baselines import persistence
 from climapred.results.cf import adjacency_to_cf, from_cf, to_cf, write_netcdf
 from climapred.results.correlations import correlation_map, strongest_links
-from climapred.results.evaluate import evaluate, score_table
+from climapred.results.evaluate import evaluate, region_scores, score_table, season_scores
 from climapred.results.maps import temperature_colours
 from climapred.results.report import write_report
+from climapred.results.significance import comparison_table, error_series, score_intervals
+from climapred.results.skill import skill_of_cells, squared_errors
+from climapred.results.sums import error_sums
 
 GRID = Grid(np.linspace(25, 70, 10), np.linspace(200, 305, 15))
 TIMES = np.arange("2001-01-01", "2001-03-01", 6, dtype="datetime64[h]").astype("datetime64[ns]")
 STARTS, LEADS = TIMES[120:220], np.arange(6, 25, 6) * np.timedelta64(3600 * 10**9, "ns")
+WEST = (30, 60, 200, 240)
 MODEL = "graph & <i>net"  # a name that a careless page would take for markup
 TITLE = "<script>alert('title')</script> & winter"
 RECIPE = "title: '</pre></script><script>alert(1)</script>'\nname: $policy ${script}\n"
@@ -81,14 +85,41 @@ def write_store(path, fields, grid=GRID):
     )
 
 
+def write_comparisons(folder, forecasts, fields, ending="", variable="air"):
+    """Write seasons, regions, what is more than luck, and the skill of every cell; a third model is as good as the first."""
+    forecasts = {name: forecast[variable] for name, forecast in forecasts.items()}
+    sums = {name: error_sums(forecast, fields, by_season=True) for name, forecast in forecasts.items()}
+    regions = score_table(region_scores({name: found.sum("season") for name, found in sums.items()}, {"<b>west": WEST}))
+    regions.insert(2, "season", "all")
+    errors = {name: error_series(forecast, fields) for name, forecast in forecasts.items()}
+    noise = np.random.default_rng(0).standard_normal(errors[MODEL]["squared"].shape)
+    errors["twin"] = errors[MODEL] * (1.002 + 0.1 * (noise - noise.mean()))  # 2 parts in 1000, known to 5
+    tables = {
+        "scores_seasons": score_table(season_scores(sums)),
+        "scores_regions": regions,
+        "comparison": comparison_table(errors, replicates=200),
+        "comparison_mean": comparison_table(errors, average=True, replicates=200),
+    }
+    for name, table in tables.items():
+        (folder / f"{name}{ending}.csv").write_text(table.to_csv(index=False))
+    squared = {name: squared_errors(forecast, fields) for name, forecast in forecasts.items()}
+    skill = skill_of_cells(squared[MODEL], squared["persistence"]).expand_dims(model=[MODEL])
+    # A cell that may be luck: the noise of these fields leaves none.
+    skill["not_significant"] = skill["not_significant"].where(skill["longitude"] > 210, 1).astype("i1")
+    write_netcdf(skill.assign_attrs(reference="persistence"), folder / f"skill{ending}.nc")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run as the pipeline leaves it, with names and texts that try to be markup."""
     folder, fields = tmp_path_factory.mktemp("run"), weather()
     write_store(folder / "tensors.zarr", fields)
-    found = evaluate(write_forecasts(folder, fields), fields.to_dataset(name="air"))
-    write_netcdf(found, folder / "scores.nc")
+    forecasts = write_forecasts(folder, fields)
+    found = evaluate(forecasts, fields.to_dataset(name="air"))
+    errors = {name: error_series(forecast["air"], fields) for name, forecast in forecasts.items()}
+    write_netcdf(found.assign(score_intervals(errors, replicates=200)), folder / "scores.nc")
     (folder / "scores.csv").write_text(score_table(found).to_csv(index=False))
+    write_comparisons(folder, forecasts, fields)
     write_correlations(folder, adjacency())
     (folder / "models" / MODEL).mkdir(parents=True)
     (folder / "models" / MODEL / "log.csv").write_text(
@@ -141,10 +172,10 @@ def test_fields_of_the_page_are_those_of_the_files(run, page):
 def test_error_maps_of_the_page_are_those_of_the_scores(run, page):
     part = embedded(page)["errors"]
     with xr.open_dataset(run / "scores.nc") as scores:
-        for kind in part["kinds"]:
+        for kind in part["kinds"][:3]:
             packed = kind["fields"]
             np.testing.assert_allclose(unpacked(packed), scores[f"{kind['name']}_map"], atol=packed["step"] / 2 + 1e-6)
-    assert [kind["name"] for kind in part["kinds"]] == ["mae", "rmse", "bias"]
+    assert [kind["name"] for kind in part["kinds"]] == ["mae", "rmse", "bias", "skill against persistence"]
 
 
 def test_weights_of_the_page_are_those_of_the_file_above_the_floor(page):
@@ -555,6 +586,156 @@ def test_scores_are_tabled_and_drawn_by_choice(browser, page, run):
     assert number(said, rf"{re.escape(MODEL)} ([\d.]+)") == pytest.approx(wanted, rel=6e-3)
     browser.mouse("#score-curves .legend input", 0.5, 0.5, "mousePressed", "mouseReleased")
     assert browser.js("document.querySelectorAll('#score-curves > svg polyline').length") == 1
+
+
+def choose(browser, selector, value, event="change"):
+    browser.js(
+        f"(() => {{ const list = document.querySelector({json.dumps(selector)}); list.value = {json.dumps(value)}; "
+        f"list.dispatchEvent(new Event('{event}')); }})()"
+    )
+
+
+def rows_of(browser, selector):
+    return browser.js(
+        f"[...document.querySelectorAll('{selector} tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
+
+
+def test_seasons_and_regions_are_tabled_by_choice(browser, page, run):
+    browser.open(page)
+    choices = browser.js("[...document.querySelector('#over').options].map(o => o.text)")
+    assert choices == [
+        "whole region, all test times",
+        "December to February (DJF)",
+        "<b>west, all test times",
+    ]
+    choose(browser, "#metric", "mae")
+    seasons, regions = (pd.read_csv(run / f"scores_{name}.csv") for name in ("seasons", "regions"))
+    assert seasons["season"].nunique() == 4  # those without a forecast are not offered
+    expected = {1: seasons[seasons["season"] == "DJF"], 2: regions}
+    for place, table in expected.items():
+        choose(browser, "#over", str(place))
+        for name, mean, *values in rows_of(browser, "#score-table"):
+            wanted = table[table["model"] == name]["mae"]
+            np.testing.assert_allclose([float(value) for value in values], wanted, atol=6e-4)
+            assert float(mean) == pytest.approx(wanted.mean(), abs=6e-4)
+        assert choices[place] in browser.text("#score-table caption")
+    assert browser.complaints() == []
+
+
+def test_what_may_be_luck_is_marked(browser, page, run):
+    browser.open(page)
+    assert browser.js("document.querySelector('#metric').value") == "rmse_area"
+    table = pd.read_csv(run / "comparison_mean.csv").set_index("model")
+    assert table["note"].to_dict() == {"persistence": "worse", MODEL: "reference", "twin": "not distinguishable"}
+    rows = {row[0]: row[1:] for row in rows_of(browser, "#significance-table")}
+    assert list(rows) == [MODEL, "twin", "persistence"]
+    assert rows[MODEL][1:] == ["", "", "", "least RMSE"]
+    assert rows["twin"][-1] == "≈ not distinguishable"
+    assert rows["persistence"][-1] == f"worse than {MODEL}"
+    ends = [float(end) for end in rows["persistence"][2].replace("−", "-").split(" to ")]
+    np.testing.assert_allclose(ends, table.loc["persistence", ["lower", "upper"]].astype(float), atol=6e-4)
+    assert float(rows["persistence"][1]) == pytest.approx(table.loc["persistence", "difference"], abs=6e-4)
+    assert browser.js("document.querySelectorAll('#score-table td.alike').length") == 0  # the twin has no scores
+    assert f"≈ not distinguishable from {MODEL}" in browser.text("#score-note")
+    choose(browser, "#metric", "mae")
+    assert "What is more than luck is known of rmse_area" in browser.text("#score-note")
+
+
+def test_cells_are_marked_where_the_table_says_so(browser, run, tmp_path):
+    """Where the best model leads the other by nothing, its cells have the mark, one by one."""
+    shutil.copytree(run, tmp_path / "run")
+    for name in ("comparison", "comparison_mean"):
+        table = pd.read_csv(run / f"{name}.csv")
+        alike = (table["model"] == "persistence") & (
+            table["lead_hours"].isin([6, 18]) if "lead_hours" in table else True
+        )
+        table.loc[alike, "note"] = "not distinguishable"
+        table.to_csv(tmp_path / "run" / f"{name}.csv", index=False)
+    browser.open(write_report(tmp_path / "run"))
+    marked = browser.js(
+        "[...document.querySelectorAll('#score-table tbody tr')].map(r => [...r.cells].map(c => c.className.includes('alike')))"
+    )
+    assert marked == [[False] * 6, [False, True, True, False, True, False]]
+
+
+def test_curves_of_trained_models_have_their_interval(browser, page, run):
+    browser.open(page)
+    assert browser.js("document.querySelectorAll('#score-curves polygon').length") == 1
+    choose(browser, "#metric", "bias")
+    assert browser.js("document.querySelectorAll('#score-curves polygon').length") == 0
+
+
+def test_maps_of_skill_are_hatched_and_say_what_may_be_luck(browser, page, run):
+    browser.open(page)
+    choose(browser, "#error-kind", "skill against persistence", "input")
+    browser.until("document.querySelector('#error-lead').disabled")
+    assert browser.js("[...document.querySelectorAll('#error-maps figure')].map(f => f.hidden)") == [True, False]
+    with xr.open_dataset(run / "skill.nc") as stored:
+        skill = stored["skill"].sel(model=MODEL).load()
+    hidden_first = "#error-maps figure:nth-child(2) canvas"
+    for longitude, sure in ((207.5, False), (260, True)):
+        browser.mouse(hidden_first, *across(45, longitude), "mouseMoved")
+        said = browser.text("#error-readout")
+        assert number(said, rf"{re.escape(MODEL)} (−?[\d.]+)") == pytest.approx(
+            float(skill.sel(latitude=45, longitude=longitude)), abs=0.01
+        )
+        assert ("may be luck" in said) != sure
+    assert browser.complaints() == []
+    # Grey lines stand on the hatched columns of the map only.
+    share = (
+        "(() => {{ const c = document.querySelector({selector}); const w = c.width, x = {x} * w | 0; "
+        "const d = c.getContext('2d').getImageData(x - 4, 4, 8, c.height - 8).data; let n = 0; "
+        "for (let i = 0; i < d.length; i += 4) n += d[i] === 90 && d[i + 1] === 90; return n / (d.length / 4); }})()"
+    )
+    found = [
+        browser.js(share.format(selector=json.dumps(hidden_first), x=across(45, longitude)[0]))
+        for longitude in (207.5, 260)
+    ]
+    assert 0.08 < found[0] < 0.25  # one line in six, less what coasts cover
+    assert found[1] < 0.01
+    choose(browser, "#error-kind", "mae", "input")
+    browser.until("!document.querySelector('#error-lead').disabled")
+
+
+def test_a_run_of_two_variables_shows_either(browser, run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("forecasts"))
+    fields, pressure = weather(), weather(seed=7) * 100
+    pressure.attrs["units"] = "Pa"
+    forecasts = {name: found.copy() for name, found in write_forecasts(folder, fields).items()}
+    truth = pressure.sel(time=forecasts[MODEL]["valid_time"]).drop_vars("time")
+    forecasts[MODEL]["msl"] = (truth + 50).assign_attrs(units="Pa").astype("f4")
+    write_netcdf(to_cf(forecasts[MODEL], source="test"), folder / "forecasts" / f"{MODEL}.nc")
+    shutil.rmtree(folder / "tensors.zarr")
+    alone = {
+        "persistence": persistence(pressure.to_dataset(name="msl"), STARTS, LEADS),
+        MODEL: forecasts[MODEL][["msl"]],
+    }
+    found = evaluate(alone, pressure.to_dataset(name="msl"))
+    write_netcdf(found, folder / "scores_msl.nc")
+    (folder / "scores_msl.csv").write_text(score_table(found).to_csv(index=False))
+    write_comparisons(folder, alone, pressure, "_msl", "msl")
+    browser.open(write_report(folder))
+    assert browser.js("[...document.querySelector('#variable').options].map(o => o.text)") == ["air", "msl"]
+    assert not browser.js("document.querySelector('#variables').hidden")
+    shown = (
+        "document.querySelector('#forecast-note').textContent.startsWith('{}') && "
+        "document.querySelector('#panel-forecast figcaption').textContent.includes(' for ')"
+    )
+    of_air = browser.picture("#panel-forecast")
+    choose(browser, "#variable", "msl")
+    browser.until(shown.format("Mean sea level pressure"))
+    browser.until("document.querySelector('#error-note').textContent.length")
+    assert browser.picture("#panel-forecast") != of_air
+    choose(browser, "#metric", "bias")
+    rows = {row[0]: row[1:] for row in rows_of(browser, "#score-table")}
+    np.testing.assert_allclose([float(value) for value in rows[MODEL]], 50, atol=0.01)  # rounding of float32
+    assert "(Pa)" in browser.text("#score-table caption")
+    choose(browser, "#variable", "air")
+    browser.until(shown.format("Air temperature"))
+    assert browser.picture("#panel-forecast") == of_air
+    assert browser.complaints() == []
 
 
 def test_error_maps_follow_kind_and_lead(browser, page, run):

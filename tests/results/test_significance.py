@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import norm
+from scipy.stats import norm, t, ttest_1samp
 
 from climapred.grid import Grid, cell_areas
 from climapred.results.baselines import persistence
@@ -13,6 +13,8 @@ from climapred.results.significance import (
     comparison_table,
     discoveries,
     error_series,
+    p_values_of_cells,
+    score_intervals,
 )
 from climapred.results.sums import error_sums
 
@@ -180,6 +182,71 @@ def test_false_discoveries_are_held_down():
     assert not bool(found[-1])
     assert int(found[:1000].sum()) <= 20
     assert not discoveries(xr.DataArray([np.nan, np.nan])).any()
+
+
+def test_intervals_of_scores_hold_the_scores_and_are_those_of_their_errors():
+    truth, forecasts = make_case(a=1.0, b=2.0)
+    series = {name: error_series(forecast, truth) for name, forecast in forecasts.items()}
+    found = score_intervals(series, replicates=500)
+    assert found["rmse_area_lower"].dims == ("model", "lead_time")
+    for name in ("a", "b"):
+        squared = series[name]["squared"]
+        rmse = squared.mean("init_time") ** 0.5
+        assert (found["rmse_area_lower"].sel(model=name) < rmse).all()
+        assert (found["rmse_area_upper"].sel(model=name) > rmse).all()
+        # 60 independent means of squared errors: +- t(0.975, 59) standard errors, through the derivative of the root.
+        width = t.ppf(0.975, 59) * squared.std("init_time", ddof=1) / np.sqrt(60) / (2 * rmse)
+        ends = (found["rmse_area_upper"] - found["rmse_area_lower"]).sel(model=name)
+        np.testing.assert_allclose(ends, 2 * width, rtol=0.4)  # blocks of a few starts, 500 replicates
+
+
+@pytest.mark.parametrize(("r", "skewness"), [(0.0, 0.0), (0.8, 0.04)])
+def test_p_values_of_cells_are_those_of_resampled_blocks(r, skewness):
+    # Differences of 0 to 4 standard errors. 20,000 replicates know a p of 0.5 to 0.007 (two tails); with the 20 blocks of
+    # r = 0.8 the means of resamples are a little skewed: a term of the order of 1 / (6 sqrt(20)), largest in the middle.
+    spread = np.sqrt((1 + r) / (1 - r) / 365)
+    first = errors(autoregression(r, 365, 9, seed=6) + spread * np.linspace(0, 4, 9))
+    second = errors(np.zeros((365, 9)))
+    found = p_values_of_cells(first, second)
+    resampled = compare(first, second, replicates=20_000)["p_value"]
+    np.testing.assert_allclose(found, resampled, atol=2 * 0.007 + skewness)
+    np.testing.assert_allclose(found[4:], resampled[4:], atol=0.005)  # where a verdict is
+    again = p_values_of_cells(first.rename(cell="x").expand_dims(y=2), second.rename(cell="x").expand_dims(y=2))
+    np.testing.assert_allclose(again, np.stack([found, found]))
+
+
+def test_independent_differences_have_the_p_value_of_the_t_test():
+    # Blocks of one value: the variance of the mean is s^2 / n, with n - 1 degrees of freedom.
+    values = errors(np.random.default_rng(1).normal(0.1, 1, (60, 40)))
+    found = p_values_of_cells(values, errors(np.zeros((60, 40))))
+    alone = [k for k in range(40) if block_length(values[:, k]) == 1]
+    assert len(alone) > 5
+    np.testing.assert_allclose(found[alone], ttest_1samp(values[:, alone], 0).pvalue, rtol=1e-9)
+
+
+@pytest.mark.parametrize("r", [0.0, 0.5, 0.8])
+def test_cells_that_do_not_differ_are_seldom_found_and_others_mostly(r):
+    # 1,000 cells without a difference: 5 % below 0.05, with a standard error of 0.7 %; of those that differ by six
+    # standard errors of the mean, all but a few are believed at a false discovery rate of 10 %.
+    none = p_values_of_cells(errors(autoregression(r, 365, 1000, seed=8)), errors(np.zeros((365, 1000))))
+    assert 0.03 <= float((none < 0.05).mean()) <= 0.07
+    assert int(discoveries(none).sum()) <= 2
+    shifted = autoregression(r, 365, 1000, seed=8)
+    shifted[:, :300] += 6 * np.sqrt((1 + r) / (1 - r) / 365)
+    found = discoveries(p_values_of_cells(errors(shifted), errors(np.zeros((365, 1000)))))
+    assert float(found[:300].mean()) > 0.97
+    assert int(found[300:].sum()) <= 60
+
+
+def test_cells_with_gaps_or_without_a_difference():
+    values = autoregression(0.5, 40, 3)
+    values[5, 1] = np.nan
+    values[:, 2] = 0
+    found = p_values_of_cells(errors(values), errors(np.zeros((40, 3))))
+    assert np.isnan(found[1])
+    assert found[2] == 1
+    with pytest.raises(ValueError, match="errors must be of the same init_times"):
+        p_values_of_cells(errors(values), errors(values[1:]))
 
 
 def test_errors_say_what_does_not_fit():

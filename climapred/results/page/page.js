@@ -113,8 +113,9 @@
       repaint.add(() => this.paint());
     }
 
-    show(values, scale, label) {
-      Object.assign(this, { values, scale });
+    /** values of the grid points; hatched where mask is not 0. */
+    show(values, scale, label, mask = null) {
+      Object.assign(this, { values, scale, mask });
       this.canvas.setAttribute("aria-label", label);
       this.paint();
     }
@@ -177,14 +178,14 @@
       const image = context.createImageData(width, height);
       const missing = getComputedStyle(document.documentElement).getPropertyValue("--missing").trim();
       const empty = [1, 3, 5].map((at) => parseInt(missing.slice(at, at + 2), 16));
-      const span = high - low || 1;
+      const span = high - low || 1, dash = Math.round(6 * Math.min(devicePixelRatio || 1, 2));
       for (let y = 0, at = 0; y < height; y++) {
         for (let x = 0; x < width; x++, at += 4) {
-          const value = this.values[this.rows[y] + this.columns[x]];
-          const known = Number.isFinite(value);
+          const node = this.rows[y] + this.columns[x], value = this.values[node];
+          const known = Number.isFinite(value), lined = this.mask?.[node] && (x + y) % dash < dash / 6;
           const share = (value - low) / span;
           const from = known ? colour(table, flip ? 1 - share : share) : 0;
-          for (let c = 0; c < 3; c++) image.data[at + c] = known ? table[from + c] : empty[c];
+          for (let c = 0; c < 3; c++) image.data[at + c] = lined ? 90 : known ? table[from + c] : empty[c];
           image.data[at + 3] = 255;
         }
       }
@@ -314,7 +315,7 @@
       });
     }
 
-    /** series: [{name, points: [[x, y], ...]}]; a curve breaks where y is null. */
+    /** series: [{name, points: [[x, y], ...], band: [[low, high], ...]}]; a curve breaks where y is null; bands are optional. */
     show(series, label, units, fromZero) {
       Object.assign(this, { series, label, units, fromZero, at: null });
       this.xs = [...new Set(series.flatMap(({ points }) => points.map(([x]) => x)))].sort((a, b) => a - b);
@@ -340,7 +341,7 @@
       const width = this.host.clientWidth, shown = this.series.filter(({ name }) => !this.hidden.has(name));
       if (!width || !this.xs?.length) return;
       const height = Math.max(220, Math.min(360, width * .45)), [left, right, top, bottom] = [58, 12, 24, 40];
-      const ys = shown.flatMap(({ points }) => points.map(([, y]) => y)).filter((y) => y !== null);
+      const ys = shown.flatMap(({ points, band = [] }) => [...points.map(([, y]) => y), ...band.flat()]).filter((y) => y !== null);
       const [low, high] = nice(Math.min(...ys, ...(this.fromZero ? [0] : [])), Math.max(...ys, ...(this.fromZero ? [0] : [])));
       const [first, last] = [this.xs[0], this.xs.at(-1)];
       this.toX = (x) => left + (last > first ? (x - first) / (last - first) : .5) * (width - left - right);
@@ -348,6 +349,12 @@
       this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
       this.svg.replaceChildren(...this.frame(toY, [low, high], [left, width - right, height - bottom]));
       if (!ys.length) return;
+      for (const { name, points, band } of shown.filter((one) => one.band && !one.band.flat().includes(null))) {
+        const edge = (end) => points.map(([x], i) => [this.toX(x), toY(band[i][end])].join());
+        const area = element("svg:polygon", { points: [...edge(0), ...edge(1).reverse()].join(" "), "fill-opacity": ".16" });
+        area.style.fill = styleOf(name).stroke;
+        this.svg.append(area);
+      }
       for (const { name, points } of shown) {
         const style = styleOf(name), pieces = [[]];
         for (const [x, y] of points) y === null ? pieces.push([]) : pieces.at(-1).push([this.toX(x), toY(y)]);
@@ -394,18 +401,42 @@
 
   // --- sections ---
 
+  const heads = (texts) => element("tr", {}, ...texts.map((text) => element("th", { scope: "col" }, text)));
+
+  /** The table of how far each model is from the best one, and whether that is more than luck. */
+  function tellDifferences({ reference, rows }, units, interval) {
+    const verdicts = { reference: "least RMSE", better: `better than ${reference}`, worse: `worse than ${reference}` };
+    const table = byId("significance-table");
+    byId("significance").hidden = false;
+    byId("significance-note").textContent = `RMSE weighted by area, mean of all leads (${units}), and its difference from that of ${reference}: ${interval}. ` +
+      "Start times are drawn anew in blocks longer than errors stay alike; how a model would fare if it were trained again is not in the interval.";
+    table.tHead.replaceChildren(heads(["Model", "RMSE", "Difference", "Interval", "p", "Verdict"]));
+    table.tBodies[0].replaceChildren(...rows.map(({ name, numbers: [score, difference, lower, upper, p], note }) => {
+      const known = note !== "reference", signed = (value) => (value > 0 ? "+" : "") + fixed(value, 3);
+      const cells = [fixed(score, 3), known ? signed(difference) : "", known ? `${signed(lower)} to ${signed(upper)}` : "",
+        known ? (p < .001 ? "< 0.001" : fixed(p, 3)) : "", verdicts[note] ?? `≈ ${note}`];
+      return element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((text) => element("td", {}, text)));
+    }));
+  }
+
   const sections = {
     scores() {
-      const { models, leads, metrics } = run.scores;
+      const { models, leads, metrics, over, compared } = run.scores;
       const chart = new Chart(byId("score-curves"), "Lead time (hours)", (lead) => `+${lead} h`);
       fill(byId("metric"), metrics.map(({ name, units }) => [name, withUnits(name, units === "1" ? "" : `(${units})`)]));
+      fill(byId("over"), over.map(({ label }, i) => [i, label]));
+      if (compared && metrics.some(({ name }) => name === compared.measure)) byId("metric").value = compared.measure;
       const goodness = { low: (v) => v, high: (v) => -v, zero: Math.abs, one: (v) => Math.abs(v - 1) };
       const hints = { low: "Lower is better.", high: "Higher is better.", zero: "Best at 0.", one: "Best at 1." };
+      const interval = "95 %, block bootstrap over start times";
       const update = () => {
-        const { label, units, better, values } = metrics.find(({ name }) => name === byId("metric").value);
-        byId("metric-meaning").textContent = `${label}. ${hints[better]}`;
-        const there = models.map((name, i) => ({ name, points: leads.map((lead, j) => [lead, values[i][j]]) }))
-          .filter(({ points }) => points.some(([, y]) => y !== null));
+        const metric = byId("metric").value, part = over[byId("over").value];
+        const { label, units, better } = metrics.find(({ name }) => name === metric);
+        const values = part.values[metric] ?? [], bands = part.bands?.[metric];
+        byId("metric-meaning").textContent = `${label}. ${hints[better]}` + (bands ? ` Shaded: interval of models that were trained, ${interval}.` : "");
+        const there = models.map((name, i) => ({
+          name, points: leads.map((lead, j) => [lead, values[i]?.[j] ?? null]), band: bands && !run.baselines.includes(name) ? leads.map((_, j) => [bands[0][i][j], bands[1][i][j]]) : undefined,
+        })).filter(({ points }) => points.some(([, y]) => y !== null));
         chart.show(there, label, units, better === "low" || better === "zero");
         const rows = there.map(({ name, points }) => {
           const numbers = points.map(([, y]) => y);
@@ -413,17 +444,27 @@
         });
         const rank = (value) => value === null ? Infinity : goodness[better](value);
         rows.sort((a, b) => rank(a.cells[0]) - rank(b.cells[0]));
-        const best = rows[0].cells.map((_, column) => Math.min(...rows.map(({ cells }) => rank(cells[column]))));
+        const best = (rows[0]?.cells ?? []).map((_, column) => Math.min(...rows.map(({ cells }) => rank(cells[column]))));
+        const tested = compared && metric === compared.measure && part === over[0];
+        const alike = (name, column) => {
+          const row = tested && compared.rows.find((one) => one.name === name);
+          return row && [row.note, ...row.leads][column] === "not distinguishable";
+        };
         const table = byId("score-table");
-        table.caption.textContent = `${withUnits(byId("metric").value, units === "1" ? "" : `(${units})`)}: mean of all leads, and each lead`;
-        table.tHead.replaceChildren(element("tr", {}, ...["Model", "Mean", ...leads.map((lead) => `+${lead} h`)]
-          .map((text) => element("th", { scope: "col" }, text))));
+        table.caption.textContent = `${withUnits(metric, units === "1" ? "" : `(${units})`)}, ${part.label}: mean of all leads, and each lead`;
+        table.tHead.replaceChildren(heads(["Model", "Mean", ...leads.map((lead) => `+${lead} h`)]));
         table.tBodies[0].replaceChildren(...rows.map(({ name, cells }) => element("tr", {}, element("th", { scope: "row" }, name),
-          ...cells.map((value, column) => element("td", value !== null && rank(value) === best[column] ? { class: "best" } : {},
-            value === null ? "" : fixed(value, 3))))));
+          ...cells.map((value, column) => {
+            const marks = [["best", value !== null && rank(value) === best[column]], ["alike", alike(name, column)]];
+            return element("td", { class: marks.filter(([, set]) => set).map(([mark]) => mark).join(" ") }, value === null ? "" : fixed(value, 3));
+          }))));
+        byId("score-note").textContent = !rows.length ? "This score is not known of parts: it belongs to whole fields." : "★ best of its column." +
+          (tested ? ` ≈ not distinguishable from ${compared.reference}, the best on average (${interval}).` : "") +
+          (compared && !tested ? ` What is more than luck is known of ${compared.measure} over the whole region and time.` : "");
       };
-      byId("metric").addEventListener("change", update);
+      for (const input of [byId("metric"), byId("over")]) input.addEventListener("change", update);
       update();
+      if (compared) tellDifferences(compared, metrics.find(({ name }) => name === compared.measure)?.units ?? "1", interval);
       byId("headline").textContent = `${models.length} models and baselines at leads of ${leads[0]} to ${leads.at(-1)} hours.`;
     },
 
@@ -496,32 +537,39 @@
       lead.max = leads.length - 1;
       lead.value = lead.max;
       host.replaceChildren(...models.map((name) => element("figure", {}, element("figcaption", {}, name), element("canvas"))));
-      const maps = [...host.querySelectorAll("canvas")].map((canvas) => new FieldMap(canvas, grid)), fields = {};
-      let cursor = null, shown = [];
+      const figures = [...host.children], maps = figures.map((figure) => new FieldMap(figure.lastChild, grid)), unpacked = {};
+      let cursor = null, shown = [], unsure = [];
       const say = () => {
         const { units } = kinds.find(({ name }) => name === kind.value);
+        const told = models.flatMap((name, i) => shown[i] ? [`${name} ${withUnits(fixed(shown[i][cursor], 2), units)}${unsure[i]?.[cursor] ? " (may be luck)" : ""}`] : []);
         byId("error-readout").textContent = cursor === null ? "Point at a map, or use the arrow keys on the first, to read its values."
-          : `${place(...maps[0].where(cursor))}: ` + models.map((name, i) => `${name} ${withUnits(fixed(shown[i][cursor], 2), units)}`).join(", ");
+          : `${place(...maps[0].where(cursor))}: ${told.join(", ")}`;
       };
       const update = async () => {
-        const { name, label, units, fields: packed } = kinds.find((other) => other.name === kind.value);
-        const values = fields[name] ??= await unpack(packed);
+        const { name, label, units, fields, models: own = models, unsure: mask } = kinds.find((other) => other.name === kind.value);
+        const [values, masks] = unpacked[name] ??= await Promise.all([unpack(fields), mask ? bytes(mask) : null]);
         if (name !== kind.value) return;
-        shown = models.map((_, i) => {
-          const from = (i * leads.length + Number(lead.value)) * size;
-          return values.subarray(from, from + size);
-        });
-        const signed = packed.offset < 0, sizes = values.map(Math.abs), high = nice(0, percentile(sizes, .99))[1];
-        const scale = signed ? { table: PALETTES.difference, low: -high, high } : { table: PALETTES.viridis, low: 0, high };
-        lead.nextElementSibling.value = `+${leads[lead.value]} h`;
-        lead.setAttribute("aria-valuetext", `${leads[lead.value]} hours`);
-        maps.forEach((map, i) => map.show(shown[i], scale, `Map of the ${label} of ${models[i]} at +${leads[lead.value]} hours`));
-        bar(byId("error-bar"), scale, units);
+        const still = own !== models, steps = still ? 1 : leads.length; // skill is a mean over the leads, of models of its own
+        const from = (model) => (own.indexOf(model) * steps + (still ? 0 : Number(lead.value))) * size;
+        shown = models.map((model) => own.includes(model) ? values.subarray(from(model), from(model) + size) : null);
+        unsure = models.map((model, i) => masks && shown[i] && masks.subarray(from(model), from(model) + size));
+        const trained = shown.filter((found, i) => found && !run.baselines.includes(models[i])); // skill of others may be far below
+        const signed = still || fields.offset < 0, sizes = still && trained.length ? trained.flatMap((found) => [...found]) : values;
+        const high = Math.min(nice(0, percentile(Float32Array.from(sizes, Math.abs), .99))[1], still ? 1 : Infinity);
+        const scale = signed ? { table: PALETTES.difference, low: -high, high, flip: still } : { table: PALETTES.viridis, low: 0, high };
+        lead.disabled = still;
+        lead.nextElementSibling.value = still ? "all" : `+${leads[lead.value]} h`;
+        lead.setAttribute("aria-valuetext", still ? "mean of all leads" : `${leads[lead.value]} hours`);
+        const when = still ? "" : ` at +${leads[lead.value]} hours`;
+        figures.forEach((figure, i) => { figure.hidden = !shown[i]; });
+        maps.forEach((map, i) => shown[i] && map.show(shown[i], scale, `Map of the ${label} of ${models[i]}${when}`, unsure[i]));
+        bar(byId("error-bar"), scale, units === "1" ? "" : units);
+        byId("error-note").textContent = `One colour scale for all models${still ? ", blue is better; hatched where the difference may be luck (block " +
+          "bootstrap over start times, false discovery rate 10 %)" : " and leads, up to the 99th percentile"}.${thinned(grid)}`;
         say();
       };
       explore(maps, { hover: (node) => { cursor = node; say(); }, start: () => cursor ?? Math.floor(size / 2) });
       for (const input of [kind, lead]) input.addEventListener("input", update);
-      byId("error-note").textContent = `One colour scale for all models and leads, up to the 99th percentile.${thinned(grid)}`;
       await update();
     },
 
@@ -622,6 +670,22 @@
       update();
     },
   };
+
+  // --- several variables: their sections are drawn anew, from the page as it was ---
+
+  const drawn = ["scores", "forecasts", "errors"];
+  const untouched = Object.fromEntries(drawn.map((name) => [name, byId(name)?.cloneNode(true)]));
+  const found = { [run.variable]: Object.fromEntries(drawn.map((name) => [name, run[name]])), ...run.further };
+  fill(byId("variable"), Object.keys(found).map((name) => [name, name]));
+  byId("variables").hidden = Object.keys(found).length < 2;
+  byId("variable").addEventListener("change", async () => {
+    for (const name of drawn.filter((part) => untouched[part])) {
+      run[name] = found[byId("variable").value][name];
+      byId(name).replaceWith(untouched[name].cloneNode(true));
+      byId(name).hidden = !run[name];
+      if (run[name]) await sections[name]();
+    }
+  });
 
   const nav = document.querySelector("nav");
   for (const { id, firstElementChild } of document.querySelectorAll("main > section")) {
