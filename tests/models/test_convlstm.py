@@ -209,6 +209,16 @@ def test_a_network_has_the_parameters_that_the_equations_need(form, first):
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 
+def test_a_network_has_the_live_parameters_of_public_code():
+    # OpenSTL on Moving MNIST (16 channels in a patch of 4, 4 layers of 128, kernel 5) counts 15,083,520, of which 4 x 851,968,
+    # of convolutions that its cell never calls, are dead. Of the live 11,675,648 ours has all, 4 h biases and 3 h peepholes in
+    # each layer, and a readout of 5 x 5 with bias in place of 1 x 1 without.
+    with torch.device("meta"):
+        network = convlstm(channels=16, hidden=128, layers=4, kernel=5, one_pass=True)
+    more = 4 * 7 * 128 + 16 * 128 * 24 + 16
+    assert sum(parameter.numel() for parameter in network.parameters()) - more == 15_083_520 - 4 * 851_968 == 11_675_648
+
+
 def test_what_cannot_be_a_cell_is_refused():
     with pytest.raises(ValueError, match="kernel must be odd, so that the grid keeps its size, got 4"):
         convlstm(hidden=2, kernel=4)

@@ -112,6 +112,17 @@ def test_bfloat16_is_close(name):
     assert float(((rounded - exact).norm() / exact.norm()).detach()) < 0.1
 
 
+@pytest.mark.parametrize("name", ["convlstm", "fc_lstm", "predrnn"])
+def test_a_norm_of_the_gates_has_live_parameters_and_knows_no_other_window(name):
+    network, frames, future = make_network(name, norm=True), make_frames(), make_frames(2, seed=2)
+    forecast = network(frames, 2, future=future)
+    weights = dict(network.named_parameters())
+    slopes = torch.autograd.grad(forecast.square().sum(), [*weights.values()])
+    assert [key for key, slope in zip(weights, slopes, strict=True) if not slope.any()] == []
+    assert len(weights) > len([*make_network(name).parameters()])
+    torch.testing.assert_close(network(frames[:1], 2, future=future[:1]), forecast[:1])
+
+
 @every_model
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's compiler does
 def test_it_compiles_in_one_graph(name):
