@@ -245,6 +245,11 @@ def check(recipe: Recipe, path: str | Path) -> None:
                     f"training.sampling: {recipe.training.sampling} is for networks that eat their own forecasts; set "
                     "options: {feedback: true}, or {one_pass: true}"
                 )
+            if recipe.training.loss_on_seen and not network.one_pass:
+                raise ValueError(
+                    "training.loss_on_seen is for networks that forecast the frames that they read; set options: "
+                    "{one_pass: true}"
+                )
     _check_maps(recipe, path, grid, times)
     for name in recipe.scores.external:  # read at the end of a run that may take hours
         with located(path, f"scores.external.{name}"):

@@ -244,6 +244,7 @@ class TrainingRecipe(_Section):
     weight_decay: Real = Field(0.01, ge=0)
     clip: Real = Field(1.0, ge=0)
     loss: Literal["mse", "mae", "mse+mae"] = "mse"
+    loss_on_seen: bool = False
     area_weighted: bool = False
     averaging: Real = Field(0.0, ge=0, lt=1)
     patience: int = Field(0, ge=0)

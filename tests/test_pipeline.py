@@ -725,6 +725,14 @@ def test_every_training_key_reaches_the_models(tiny_recipe):
     assert np.datetime64(model.training["data"]["training_stop"]) < split
 
 
+def test_a_loss_on_what_is_seen_is_for_networks_of_one_pass(finished_run, tmp_path):
+    message = (
+        r"tiny.yaml, line \d+: models.0: training.loss_on_seen is for networks that forecast the frames that they read"
+    )
+    with pytest.raises(RecipeError, match=message):
+        run(finished_run._replace(out=tmp_path / "out"), "training.loss_on_seen=true")
+
+
 def test_sampling_is_for_networks_that_feed_back(finished_run, tmp_path):
     message = r"tiny.yaml, line \d+: models.0: training.sampling: reverse is for networks that eat their own forecasts"
     with pytest.raises(RecipeError, match=message):

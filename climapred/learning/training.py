@@ -62,6 +62,8 @@ class Training:
         weight_decay: AdamW's.
         clip: largest norm of the gradient; 0 for none.
         loss: see ``learning.objective.mean_loss``.
+        loss_on_seen: a one-pass network learns from its forecasts of the frames that it reads, too, all but the first
+            (as PredRNN's authors train): from the first step on there is much that it can learn.
         area_weighted: whether a cell counts by its area in the loss; else all cells count the same.
         averaging: decay of an exponential moving average of the weights, which is what is validated and kept; 0 for none.
         patience: epochs without a lower validation error after which training stops; 0: never.
@@ -85,6 +87,7 @@ class Training:
     weight_decay: float = 0.01
     clip: float = 1.0
     loss: Loss = "mse"
+    loss_on_seen: bool = False
     area_weighted: bool = False
     averaging: float = 0.0
     patience: int = 0
@@ -161,6 +164,11 @@ class Forecasting(lightning.LightningModule):
                 f"sampling={training.sampling!r} is for networks that eat their own forecasts; this one does not: build it "
                 "with feedback=True or one_pass=True, or use sampling='none'"
             )
+        if training.loss_on_seen and not module.network.one_pass:
+            raise ValueError(
+                "loss_on_seen=True is for networks that forecast the frames that they read; this one does not: build it with "
+                "one_pass=True"
+            )
         self.rate = math.nan
         self._error = self._count = 0.0
 
@@ -174,13 +182,18 @@ class Forecasting(lightning.LightningModule):
         if isinstance(loader := self.trainer.train_dataloader, WindowLoader):
             loader.set_epoch(self.current_epoch)
 
-    def forward(self, batch: Batch, leads: int, use_truth: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return forecast and truth of the first leads, both ``(B, leads, C, H, W)`` in physical units."""
+    def forward(
+        self, batch: Batch, leads: int, use_truth: Tensor | None = None, whole: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return forecast and truth of the first leads, both ``(B, leads, C, H, W)`` in physical units.
+
+        ``whole``: of the frames that are seen, too, all but the first.
+        """
         stop = self.history + leads
         seen, ahead = batch.fields[:, : self.history], batch.fields[:, self.history : stop]
         eaten = ahead if self.module.network.feeds_back and (use_truth is not None or self._forcings(batch)) else None
-        forecast = self.module(seen, batch.calendar[:, :stop], future=eaten, use_truth=use_truth)
-        return forecast, ahead[:, :, : len(self.module.scale)]
+        forecast = self.module(seen, batch.calendar[:, :stop], future=eaten, use_truth=use_truth, whole=whole)
+        return forecast, batch.fields[:, stop - forecast.shape[1] : stop, : len(self.module.scale)]
 
     def _forcings(self, batch: Batch) -> int:
         return batch.fields.shape[2] - len(self.module.scale)
@@ -195,7 +208,7 @@ class Forecasting(lightning.LightningModule):
         progress = self.global_step / self.steps
         use_truth = self.feeding.use_truth(windows, self.history, leads, progress, place)
         use_truth = None if use_truth is None else use_truth.to(batch.fields.device)
-        forecast, truth = self(batch, leads, use_truth)
+        forecast, truth = self(batch, leads, use_truth, options.loss_on_seen)
         error = (forecast - truth) / self.module.scale
         loss = mean_loss(error, options.loss, weights=self.areas, mask=self._mask(truth))
         if not torch.isfinite(loss):

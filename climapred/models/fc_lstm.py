@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from climapred.models.convlstm import Peepholes, check_hidden, joined, start_remembering
+from climapred.models.convlstm import GateNorm, Peepholes, check_hidden, joined, start_remembering
 from climapred.models.recurrent import EncoderForecaster, Layers, State, in_form
 
 
@@ -17,15 +17,16 @@ class FCLSTMCell(nn.Module):
         c' = f c + i tanh(W_xc x + W_hc h + b_c)         o = sigmoid(W_xo x + W_ho h + w_co c' + b_o)      h' = o tanh(c')
 
     Vectors are ``(B, units, 1, 1)``: for the gates, units are the channels of a field of one point. All four gates are one
-    product with a matrix. The forget gate's bias starts at 1, as in ``ConvLSTMCell``.
+    product with a matrix. The forget gate's bias starts at 1, as in ``ConvLSTMCell``; so is ``norm``.
     """
 
-    def __init__(self, inputs: int, hidden: int) -> None:
+    def __init__(self, inputs: int, hidden: int, *, norm: bool = False) -> None:
         super().__init__()
         self.inputs, self.hidden = inputs, hidden
-        self.gates = nn.Linear(inputs + hidden, 4 * hidden)
+        self.gates = nn.Linear(inputs + hidden, 4 * hidden, bias=not norm)
+        self.norm = GateNorm(4 * hidden) if norm else nn.Identity()
         self.peepholes = Peepholes(hidden)
-        start_remembering(self.gates, hidden)
+        start_remembering(self.norm if isinstance(self.norm, GateNorm) else self.gates, hidden)
 
     def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> State:
         """Return zeros for (h, c), whatever the grid."""
@@ -35,7 +36,7 @@ class FCLSTMCell(nn.Module):
     def forward(self, x: Tensor | None, state: State, shared: Any = None) -> tuple[Tensor, State]:
         """Return ``h'`` and the state ``(h', c')``."""
         hidden, cell = state
-        gates = self.gates(joined(x, hidden).flatten(1))
+        gates = self.norm(self.gates(joined(x, hidden).flatten(1)))
         hidden, cell = self.peepholes(gates[..., None, None], cell)
         return hidden, (hidden, cell)
 
@@ -89,12 +90,13 @@ def fc_lstm(
     layers: int = 2,
     feedback: bool = True,
     one_pass: bool = False,
+    norm: bool = False,
 ) -> EncoderForecaster:
     """Return an FC-LSTM of ``layers`` layers with ``hidden`` units each, for a grid of ``height`` x ``width`` points.
 
     By default the conditional encoder-forecaster of Srivastava et al. (2015, arXiv:1502.04681), whose forecaster eats its
     last forecast; ``feedback=False``: its forecaster has no input. ``one_pass=True``: one stack of cells reads and then goes
-    on with its own forecasts.
+    on with its own forecasts. ``norm=True``: layer norm of the gates.
     """
     if height < 1 or width < 1:
         raise ValueError(f"a grid has at least one point, got {height=}, {width=}")
@@ -102,7 +104,7 @@ def fc_lstm(
 
     def cell(inputs: int) -> Flattened:
         sizes = [inputs * height * width] + [hidden] * (layers - 1)
-        return Flattened(Layers(FCLSTMCell(size, hidden) for size in sizes[:layers]), inputs)
+        return Flattened(Layers(FCLSTMCell(size, hidden, norm=norm) for size in sizes[:layers]), inputs)
 
     readout = LinearReadout(hidden, channels, height, width)
     form: Any = {"channels": channels, "forcings": forcings, "feedback": feedback, "one_pass": one_pass}

@@ -30,6 +30,11 @@ class Patched(Network):
         """Whether the network eats its own forecasts."""
         return self.network.feeds_back
 
+    @property
+    def one_pass(self) -> bool:
+        """Whether one stack of cells reads and then goes on."""
+        return self.network.one_pass
+
     def take_penalty(self) -> Tensor | None:
         """Return what the last forward pass adds to the loss, if anything, and forget it."""
         return self.network.take_penalty()
@@ -42,11 +47,12 @@ class Patched(Network):
         change: bool = False,
         future: Tensor | None = None,
         use_truth: Tensor | None = None,
+        **options: bool,
     ) -> Tensor:
         """Return the forecast ``(B, steps, C, H, W)`` of ``frames`` ``(B, T, C + K, H, W)``; see the network's."""
         height, width = frames.shape[-2:]
         ahead = None if future is None else self._packed(future)
-        packed = self.network(self._packed(frames), steps, change=change, future=ahead, use_truth=use_truth)
+        packed = self.network(self._packed(frames), steps, change=change, future=ahead, use_truth=use_truth, **options)
         return F.pixel_shuffle(packed, self.patch)[..., :height, :width]
 
     def _packed(self, frames: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from climapred.models.convlstm import ConvLSTMCell, check_hidden, joined, start_remembering
+from climapred.models.convlstm import ConvLSTMCell, GateNorm, check_hidden, joined, start_remembering
 from climapred.models.recurrent import EncoderForecaster, Layers, State, in_form
 from climapred.models.spatial import Convolution
 
@@ -31,14 +31,16 @@ def remember(gates: Tensor, memory: Tensor) -> Tensor:
     return torch.sigmoid(gates.chunk(3, dim=1)[1]) * memory + increment(gates)
 
 
-def gate_convolution(inputs: int, hidden: int, kernel: int, *, gates: int) -> Convolution:
+def gate_convolution(inputs: int, hidden: int, kernel: int, *, gates: int, norm: bool = False) -> nn.Module:
     """Return the convolution of all gates at once, in the order i, f and others: biases 0, but 1 for f.
 
-    So memory survives from the first step of training on; the authors' code has no bias, but adds 1 to f for good.
+    So memory survives from the first step of training on; the authors' code has no bias, but adds 1 to f for good. ``norm``:
+    followed by a ``GateNorm``, which has the biases then.
     """
-    convolution = Convolution(inputs, gates * hidden, kernel)
-    start_remembering(convolution, hidden)
-    return convolution
+    convolution = Convolution(inputs, gates * hidden, kernel, bias=not norm)
+    normed = GateNorm(gates * hidden)
+    start_remembering(normed if norm else convolution, hidden)
+    return nn.Sequential(convolution, normed) if norm else convolution
 
 
 class Fusion(nn.Module):
@@ -71,14 +73,18 @@ class STLSTMCell(nn.Module):
         inputs: channels of x, 0 for none.
         hidden: channels of h, C and M.
         increments: put what has been added to C and to M (their second terms) behind (h, C) in the state.
+        norm: see ``convlstm.GateNorm``: of the first line's sums, and of the second's. The authors' code, which has it as an
+            option too, normalises W_x * x, W_h * h, W_m * M and the products with C' and M' one by one.
     """
 
-    def __init__(self, inputs: int, hidden: int, kernel: int = 5, *, increments: bool = False) -> None:
+    def __init__(
+        self, inputs: int, hidden: int, kernel: int = 5, *, increments: bool = False, norm: bool = False
+    ) -> None:
         super().__init__()
         check_hidden(hidden)
         self.inputs, self.hidden, self.increments = inputs, hidden, increments
-        self.temporal = gate_convolution(inputs + hidden, hidden, kernel, gates=4)
-        self.spatial = gate_convolution(inputs + hidden, hidden, kernel, gates=3)
+        self.temporal = gate_convolution(inputs + hidden, hidden, kernel, gates=4, norm=norm)
+        self.spatial = gate_convolution(inputs + hidden, hidden, kernel, gates=3, norm=norm)
         self.fusion = Fusion(hidden, kernel)
 
     def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> State:
@@ -177,13 +183,17 @@ class ZigzagConvLSTM(Layers):
         return state[0], state
 
 
-def _cell(name: str, *, hidden: int, layers: int, kernel: int, decouple: float) -> Callable[[int], nn.Module]:
+def _cell(
+    name: str, *, hidden: int, layers: int, kernel: int, decouple: float, norm: bool
+) -> Callable[[int], nn.Module]:
     def conv(inputs: int) -> nn.Module:
-        return ZigzagConvLSTM(ConvLSTMCell(0 if layer else inputs, hidden, kernel) for layer in range(layers))
+        return ZigzagConvLSTM(
+            ConvLSTMCell(0 if layer else inputs, hidden, kernel, norm=norm) for layer in range(layers)
+        )
 
     def st(inputs: int) -> nn.Module:
         sizes = (hidden if layer else inputs for layer in range(layers))
-        cells = Zigzag(STLSTMCell(size, hidden, kernel, increments=decouple > 0) for size in sizes)
+        cells = Zigzag(STLSTMCell(size, hidden, kernel, increments=decouple > 0, norm=norm) for size in sizes)
         return Decoupled(cells, decouple) if decouple else cells
 
     if name not in _CELLS:
@@ -204,6 +214,7 @@ def predrnn(
     decouple: float = 0.0,
     feedback: bool = False,
     one_pass: bool = True,
+    norm: bool = False,
 ) -> EncoderForecaster:
     """Return a PredRNN of ``layers`` cells with ``hidden`` channels each.
 
@@ -213,7 +224,8 @@ def predrnn(
     Args:
         cell: "st", ST-LSTM; "conv", ConvLSTM with the zigzag memory alone (both are rows of the paper's Table 1).
         decouple: weight of PredRNN-V2's decoupling of the memories C and M; see ``Decoupled``.
+        norm: layer norm of the gates, as an option of the authors' code; see ``STLSTMCell``.
     """
-    cells = _cell(cell, hidden=hidden, layers=layers, kernel=kernel, decouple=decouple)
+    cells = _cell(cell, hidden=hidden, layers=layers, kernel=kernel, decouple=decouple, norm=norm)
     form: Any = {"channels": channels, "forcings": forcings, "feedback": feedback, "one_pass": one_pass}
     return in_form(cells, readout=1, **form)

@@ -35,6 +35,11 @@ class Network(nn.Module):
         """Whether the network eats its own forecasts, and so takes a ``future``."""
         return False
 
+    @property
+    def one_pass(self) -> bool:
+        """Whether one stack of cells reads and then goes on, so that it can forecast the frames that it reads, too."""
+        return False
+
     def take_penalty(self) -> Tensor | None:
         """Return what the last forward pass in training adds to the loss, a scalar, if anything; and forget it."""
         return None
@@ -144,6 +149,11 @@ class EncoderForecaster(Network):
         """Whether the network eats its own forecasts."""
         return self.forecaster is None or bool(self.forecaster.inputs)
 
+    @property
+    def one_pass(self) -> bool:
+        """Whether the encoder goes on by itself."""
+        return self.forecaster is None
+
     def take_penalty(self) -> Tensor | None:
         """Return what the last forward pass adds to the loss, by the ``penalty`` of its cells, and forget it."""
         penalty, self._penalty = self._penalty, None
@@ -157,6 +167,7 @@ class EncoderForecaster(Network):
         change: bool = False,
         future: Tensor | None = None,
         use_truth: Tensor | None = None,
+        whole: bool = False,
     ) -> Tensor:
         """Return the forecast ``(B, steps, C, H, W)`` in the units of ``frames`` ``(B, T, C + K, H, W)``.
 
@@ -171,11 +182,15 @@ class EncoderForecaster(Network):
                 frame at each time or its own forecast of it (scheduled sampling, Bengio et al. 2015; its reverse,
                 PredRNN-V2, Wang et al. 2022). None: the truth as long as it is seen, then its own. While an encoder
                 reads, there is no own forecast and it eats the truth; the one-pass form has one from the second frame on.
+            whole: return what the one-pass form forecasts while it reads, too, from the second frame on:
+                ``(B, T - 1 + steps, C, H, W)``. PredRNN's authors train on all of it.
 
         Raises:
-            ValueError: for other shapes, or without a ``future`` that is needed.
+            ValueError: for other shapes, without a ``future`` that is needed, or for a ``whole`` forecast in another form.
         """
         self.check(frames, steps, future, use_truth)
+        if whole and not self.one_pass:
+            raise ValueError("an encoder that reads forecasts nothing: whole=True is for the one-pass form")
         batch, seen, _, height, width = frames.shape
         shared = None if self.shared is None else self.shared()
         state = self.encoder.initial_state(batch, height, width, frames)  # type: ignore[operator]
@@ -196,7 +211,7 @@ class EncoderForecaster(Network):
             outputs.append(own)
         if self.training and hasattr(cell, "penalty"):
             self._penalty = cell.penalty(state)  # type: ignore[operator]
-        return torch.stack(outputs[-steps:], dim=1)
+        return torch.stack(outputs if whole else outputs[-steps:], dim=1)
 
     def _eaten(self, known: Tensor, time: int, own: Tensor | None, seen: int, use_truth: Tensor | None) -> Tensor:
         """Return the frame at ``time`` as the network eats it: the known one, or its own forecast with known forcings."""

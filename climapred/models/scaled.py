@@ -60,6 +60,7 @@ class Scaled(nn.Module):
         *,
         future: Tensor | None = None,
         use_truth: Tensor | None = None,
+        whole: bool = False,
     ) -> Tensor:
         """Return the forecast ``(B, S, C, H, W)``.
 
@@ -69,6 +70,7 @@ class Scaled(nn.Module):
                 (``climapred.calendar.harmonic_design``); F = 1 (ones) for a constant reference.
             future: ``(B, S, C + K, H, W)``, physical units, for a network that eats forcings or the truth of the leads.
             use_truth: ``(B, T + S - 1)``; see ``models.recurrent.EncoderForecaster``.
+            whole: return forecasts of the frames that are seen, too, ``(B, T - 1 + S, C, H, W)``; of one-pass networks.
         """
         frames = fields.shape[1]
         with torch.autocast(fields.device.type, enabled=False):  # kelvin do not fit into bfloat16
@@ -76,9 +78,12 @@ class Scaled(nn.Module):
             seen = self._scaled(fields, reference[:, :frames])
             ahead = None if future is None else self._scaled(future, reference[:, frames:])
         steps = calendar.shape[1] - frames
-        predicted = self.network(seen, steps, change=self.target == "change", future=ahead, use_truth=use_truth)
+        options = {"whole": True} if whole else {}  # other networks know no such option
+        predicted = self.network(
+            seen, steps, change=self.target == "change", future=ahead, use_truth=use_truth, **options
+        )
         with torch.autocast(fields.device.type, enabled=False):
-            return predicted.float() * self.scale + reference[:, frames:]
+            return predicted.float() * self.scale + reference[:, -predicted.shape[1] :]
 
     def _scaled(self, fields: Tensor, reference: Tensor) -> Tensor:
         channels = len(self.scale)

@@ -42,7 +42,8 @@ def make_model(fields, statistics):
             window=Window(3, 2),
             seed=seed,
         )
-        torch.nn.init.normal_(module.network.readout.weight, std=0.3)
+        readout = module.network.readout
+        torch.nn.init.normal_(getattr(readout, "linear", readout).weight, std=0.3)
         return TrainedModel(
             name="small",
             architecture=architecture,

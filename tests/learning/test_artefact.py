@@ -16,6 +16,7 @@ from climapred.grid import Grid, great_circle_km
 from climapred.learning.artefact import Scaling, load_model, save_model, scaled_network
 from climapred.learning.forecast import forecast
 from climapred.learning.windows import Window
+from climapred.models import MODELS
 
 HOUR = np.timedelta64(1, "h")
 
@@ -42,6 +43,16 @@ def test_a_model_comes_back_as_it_was(make_model, fields, tmp_path, architecture
         assert torch.equal(weight, expected)
     before, after = (forecast(each, fields, precision="float32") for each in (model, loaded))
     assert before.identical(after)
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_every_model_comes_back_with_its_forecast(make_model, fields, tmp_path, architecture):
+    sizes = {"simvp": {"translator": 4, "layers": 2}, "e3d_lstm": {"kernel": 3, "memory": 1}}
+    model = make_model(architecture, **sizes.get(architecture, {}))
+    loaded = load_model(save_model(model, tmp_path))
+    before, after = (forecast(each, fields, precision="float32") for each in (model, loaded))
+    assert before.identical(after)
+    assert before["t2m"].std("lead_time").min() > 0
 
 
 def test_a_folder_holds_plain_json_and_safetensors(make_model, tmp_path):

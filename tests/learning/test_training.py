@@ -124,6 +124,33 @@ def test_the_logged_numbers_are_those_of_plain_numpy(tmp_path, loss, areas):
     assert float(row["validation_mae"]) == pytest.approx(np.abs(forecast - truth).mean(), rel=1e-5)
 
 
+def test_the_loss_on_what_is_seen_counts_every_frame_but_the_first(tmp_path):
+    fields = make_noise()
+    options = {
+        "network": {"one_pass": True},
+        "loss_on_seen": True,
+        "epochs": 1,
+        "learning_rate": 1e-12,
+        "batch_size": 9,
+    }
+    module, _ = train(tmp_path, fields, **options)
+    (row,) = read_log(tmp_path)
+    windows = windows_of(fields, "train")
+    with torch.no_grad():  # the frame after one, after two, and then the two leads
+        read = [module(windows[:, :seen], torch.ones(len(windows), seen + 1, 1))[:, :, 0] for seen in (1, 2)]
+    forecast = np.concatenate([*(one.numpy() for one in read), by_hand(module, fields, "train")[0]], axis=1)
+    error = (forecast - windows[:, 1:, 0].numpy()) / float(module.scale)
+    assert error.shape[1] == 4
+    assert float(row["train_loss"]) == pytest.approx((error**2).mean(), rel=1e-5)
+    forecast, truth = by_hand(module, fields, "validation")
+    assert float(row["validation_mae"]) == pytest.approx(np.abs(forecast - truth).mean(), rel=1e-5)
+
+
+def test_a_loss_on_what_is_seen_is_refused_where_nothing_is_forecast_while_reading(tmp_path):
+    with pytest.raises(ValueError, match=r"loss_on_seen=True is for .* build it with one_pass=True"):
+        train(tmp_path, loss_on_seen=True)
+
+
 def test_the_weights_of_the_best_epoch_are_kept(tmp_path):
     # Of noise the mean is all that can be known, and the untrained network forecasts it: training makes it worse.
     fields = make_noise()

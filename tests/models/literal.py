@@ -4,6 +4,16 @@ import torch
 import torch.nn.functional as F
 
 
+def normed(gates, norm):
+    """Layer norm, sample by sample: what is left of the mean over all gates and points in units of the spread, then w g + b."""
+    samples = []
+    for sample in gates:
+        rest = sample - sample.mean()
+        samples.append(rest / (rest.square().mean() + norm.eps) ** 0.5)
+    shape = (-1, *[1] * (gates.ndim - 2))
+    return norm.weight.view(shape) * torch.stack(samples) + norm.bias.view(shape)
+
+
 def unrolled(network, frames, steps, future, step, *, cells=lambda cell: cell):
     """The forecast of a network with a 1 x 1 readout, whose cells ``step(cells, x)`` stands for.
 

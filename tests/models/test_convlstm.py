@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from climapred.models.convlstm import ConvLSTMCell, Peepholes, _Gates, convlstm
+from climapred.models.convlstm import ConvLSTMCell, GateNorm, Peepholes, _Gates, convlstm
+from tests.models.literal import normed
 
 STEPS, INPUTS, HIDDEN, SHAPE = 3, 2, 4, (5, 6)
 
@@ -79,6 +80,39 @@ def test_cell_and_its_gradients_are_equation_3(inputs, dtype, tolerance):
         if leaf.numel():
             scale = copy.grad.abs().max()
             torch.testing.assert_close(leaf.grad.double() / scale, copy.grad / scale, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 4, 5), (2, 12)])
+def test_the_norm_of_gates_is_that_of_each_sample_alone(shape):
+    torch.manual_seed(0)
+    norm, gates = GateNorm(12).double(), 3 + 5 * torch.randn(shape, dtype=torch.float64)
+    found = norm(gates).detach().flatten(1)
+    torch.testing.assert_close(found.mean(1), torch.zeros(2).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.square().mean(1), torch.ones(2).double(), rtol=0, atol=1e-5)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    torch.testing.assert_close(norm(gates), normed(gates, norm), rtol=1e-12, atol=1e-12)
+    assert GateNorm(12)(gates.bfloat16().float()).dtype == torch.float32
+
+
+def test_with_a_norm_the_cell_is_that_of_the_normed_gates():
+    torch.manual_seed(0)
+    cell, (x, *_) = ConvLSTMCell(INPUTS, HIDDEN, norm=True).double(), make_frames()
+    for parameter in cell.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    state = tuple(torch.randn(2, HIDDEN, *SHAPE, dtype=torch.float64) for _ in range(2))
+    gates = normed(F.conv2d(torch.cat([x, state[0]], dim=1), cell.gates.weight, padding=1), cell.norm)
+    torch.testing.assert_close(cell(x, state)[1], cell.peepholes(gates, state[1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden, (_, memory) = cell.float()(x.float(), tuple(part.float() for part in state))
+    assert (hidden.dtype, memory.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_a_norm_leaves_the_forget_gate_open_and_brings_a_scale_for_each_channel():
+    cell, plain = ConvLSTMCell(1, 3, norm=True), ConvLSTMCell(1, 3)
+    assert cell.norm.bias.tolist() == [0] * 3 + [1] * 3 + [0] * 6
+    found, expected = (sum(parameter.numel() for parameter in each.parameters()) for each in (cell, plain))
+    assert found == expected + 12
 
 
 def test_gates_have_the_gradient_of_finite_differences():
@@ -173,6 +207,16 @@ def test_a_network_has_the_parameters_that_the_equations_need(form, first):
     expected = sum(4 * h * (n + h) * k**2 + 7 * h for n in inputs) + channels * (h * k**2 + 1)
     network = convlstm(channels=channels, forcings=forcings, hidden=h, layers=2, kernel=k, **form)
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
+
+
+def test_a_network_has_the_live_parameters_of_public_code():
+    # OpenSTL on Moving MNIST (16 channels in a patch of 4, 4 layers of 128, kernel 5) counts 15,083,520, of which 4 x 851,968,
+    # of convolutions that its cell never calls, are dead. Of the live 11,675,648 ours has all, 4 h biases and 3 h peepholes in
+    # each layer, and a readout of 5 x 5 with bias in place of 1 x 1 without.
+    with torch.device("meta"):
+        network = convlstm(channels=16, hidden=128, layers=4, kernel=5, one_pass=True)
+    more = 4 * 7 * 128 + 16 * 128 * 24 + 16
+    assert sum(parameter.numel() for parameter in network.parameters()) - more == 15_083_520 - 4 * 851_968 == 11_675_648
 
 
 def test_what_cannot_be_a_cell_is_refused():

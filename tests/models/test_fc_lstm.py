@@ -4,6 +4,7 @@ import torch
 from climapred.models.convlstm import ConvLSTMCell, convlstm
 from climapred.models.fc_lstm import fc_lstm
 from climapred.models.recurrent import EncoderForecaster, Layers
+from tests.models.literal import normed
 
 HEIGHT, WIDTH, CHANNELS, FORCINGS, HIDDEN = 3, 4, 2, 1, 4
 FORMS = {"states": {"feedback": False}, "feedback": {}, "one_pass": {"one_pass": True}}
@@ -27,15 +28,15 @@ def make_frames(times=3, *, seed=1):
 
 def reference_step(cell, x, hidden, memory):
     """Shi et al. (2015), eq. 1, gate by gate; the gates lie in the order i, f, c, o along the rows of the weights."""
-    w_x = cell.gates.weight[:, : cell.inputs].chunk(4)
-    w_h = cell.gates.weight[:, cell.inputs :].chunk(4)
-    b_i, b_f, b_c, b_o = cell.gates.bias.chunk(4)
+    w_x, w_h = cell.gates.weight[:, : cell.inputs], cell.gates.weight[:, cell.inputs :]
     w_ci, w_cf, w_co = cell.peepholes.weight[..., 0, 0]
-    i, f, c, o = (x @ a.T + hidden @ b.T for a, b in zip(w_x, w_h, strict=True))
-    i = torch.sigmoid(i + w_ci * memory + b_i)
-    f = torch.sigmoid(f + w_cf * memory + b_f)
-    memory = f * memory + i * torch.tanh(c + b_c)
-    o = torch.sigmoid(o + w_co * memory + b_o)
+    gates = x @ w_x.T + hidden @ w_h.T
+    gates = gates + cell.gates.bias if cell.gates.bias is not None else normed(gates, cell.norm)
+    i, f, c, o = gates.chunk(4, dim=1)
+    i = torch.sigmoid(i + w_ci * memory)
+    f = torch.sigmoid(f + w_cf * memory)
+    memory = f * memory + i * torch.tanh(c)
+    o = torch.sigmoid(o + w_co * memory)
     return o * torch.tanh(memory), memory
 
 
@@ -60,8 +61,9 @@ def reference(network, frames, future, steps):
     return torch.stack(forecasts, dim=1)
 
 
-def test_forecast_and_gradients_are_equation_1():
-    network, frames, future = make_network(), make_frames().requires_grad_(), make_frames(4, seed=2)
+@pytest.mark.parametrize("norm", [False, True])
+def test_forecast_and_gradients_are_equation_1(norm):
+    network, frames, future = make_network(norm=norm), make_frames().requires_grad_(), make_frames(4, seed=2)
     leaves = [*network.parameters(), frames]
     found, expected = network(frames, 4, future=future), reference(network, frames, future, 4)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from climapred.models import MODELS, build_model, grid_bound
+from climapred.models import MODELS, build_model, grid_bound, has_option
 
 GRID = {"height": 5, "width": 6}
 SIZES = {"fc_lstm": {"hidden": 6}, "simvp": {"hidden": 4, "translator": 6, "layers": 2, "kernel": 7, "expansion": 2}}
@@ -113,13 +113,54 @@ def test_bfloat16_is_close(name):
     assert float(((rounded - exact).norm() / exact.norm()).detach()) < 0.1
 
 
+@pytest.mark.parametrize("name", ["convlstm", "fc_lstm", "predrnn"])
+def test_a_norm_of_the_gates_has_live_parameters_and_knows_no_other_window(name):
+    network, frames, future = make_network(name, norm=True), make_frames(), make_frames(2, seed=2)
+    forecast = network(frames, 2, future=future)
+    weights = dict(network.named_parameters())
+    slopes = torch.autograd.grad(forecast.square().sum(), [*weights.values()])
+    assert [key for key, slope in zip(weights, slopes, strict=True) if not slope.any()] == []
+    assert len(weights) > len([*make_network(name).parameters()])
+    torch.testing.assert_close(network(frames[:1], 2, future=future[:1]), forecast[:1])
+
+
 @every_model
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's compiler does
 def test_it_compiles_in_one_graph(name):
+    """Without a break in the graph (``fullgraph``), with the same forecast and gradients."""
     network, frames, future = make_network(name), make_frames(), make_frames(2, seed=2)
     torch.compiler.reset()  # all models share one loop, and a code object is compiled a few times only
     compiled = torch.compile(network, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(frames, 2, future=future), network(frames, 2, future=future))
+    found, expected = (each(frames, 2, future=future) for each in (compiled, network))
+    torch.testing.assert_close(found, expected)
+    weights = [*network.parameters()]
+    slopes = (torch.autograd.grad(forecast.square().sum(), weights) for forecast in (found, expected))
+    torch.testing.assert_close(*slopes)
+
+
+@every_model
+def test_it_eats_the_truth_or_its_own_forecast_as_it_is_told(name):
+    """Scheduled sampling: a late lead depends on the truth of earlier ones where that is eaten, and on forcings always."""
+    network = make_network(name, **({"feedback": True} if has_option(name, "feedback") else {}))
+    frames, future = make_frames(), make_frames(5, seed=2).requires_grad_()
+    for eaten in (True, False):
+        use_truth = torch.tensor([[True] * 3 + [eaten] * 4] * 2)
+        forecast = network(frames, 5, future=future, use_truth=use_truth)
+        (slope,) = torch.autograd.grad(forecast[:, -1].square().sum(), future)
+        assert bool(slope[:, :, :2].any()) == eaten
+        assert slope[:, :, 2:].any()
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if has_option(name, "one_pass")])
+def test_one_pass_does_not_see_the_frames_that_are_hidden_from_it(name):
+    """Reverse scheduled sampling (PredRNN-V2): in place of a hidden frame the network eats its own forecast of it."""
+    network, frames = make_network(name, one_pass=True), make_frames().requires_grad_()
+    for hidden in (True, False):
+        use_truth = torch.tensor([[True, not hidden, True, False]] * 2)
+        forecast = network(frames, 2, future=make_frames(2, seed=2), use_truth=use_truth)
+        (slope,) = torch.autograd.grad(forecast.square().sum(), frames)
+        assert bool(slope[:, 1, :2].any()) != hidden
+        assert all(slope[:, time, :2].any() for time in (0, 2))
 
 
 @every_model

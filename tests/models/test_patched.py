@@ -52,6 +52,16 @@ def test_sampling_passes_through(change):
     assert not torch.equal(forecast, network(frames, 2, change=change))
 
 
+def test_a_whole_forecast_passes_through():
+    network, frames = build_model("convlstm", hidden=4, one_pass=True, patch=2), torch.randn(2, 3, 1, 5, 7)
+    torch.nn.init.normal_(network.network.readout.weight)
+    assert network.one_pass
+    whole = network(frames, 2, whole=True)
+    assert whole.shape == (2, 4, 1, 5, 7)
+    assert torch.equal(whole[:, 2:], network(frames, 2))
+    assert not Patched(Last(4), 2).one_pass
+
+
 def test_a_penalty_passes_through():
     assert not Patched(Last(4), 2).feeds_back
     assert Patched(Last(4), 2).take_penalty() == 2

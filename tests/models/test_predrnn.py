@@ -4,12 +4,12 @@ import torch.nn.functional as F
 
 from climapred.models.predrnn import Decoupled, STLSTMCell, Zigzag, increment, predrnn, remember
 from climapred.models.recurrent import Layers
-from tests.models.literal import unrolled
+from tests.models.literal import normed, unrolled
 
 CHANNELS, FORCINGS, HIDDEN, HISTORY, SHAPE = 2, 1, 3, 2, (5, 6)
 ENCODER_FORECASTERS = [{"one_pass": False}, {"one_pass": False, "feedback": True}]
 FORMS = [{}, *ENCODER_FORECASTERS]
-CELLS = [{"cell": "st"}, {"cell": "conv"}, {"decouple": 0.5}]
+CELLS = [{"cell": "st"}, {"cell": "conv"}, {"decouple": 0.5}, {"norm": True}, {"cell": "conv", "norm": True}]
 every_form = pytest.mark.parametrize("form", FORMS)
 every_cell = pytest.mark.parametrize("cell", CELLS)
 
@@ -37,13 +37,15 @@ def star(kernel, field):
     return F.conv2d(field, kernel, padding=kernel.shape[-1] // 2) if field is not None else 0
 
 
-def gate(convolution, number, *operands):
-    """Pre-activation of gate ``number``: one convolution for each operand, whose weights lie side by side."""
-    rows = slice(number * HIDDEN, (number + 1) * HIDDEN)
+def gate(layer, number, *operands):
+    """Pre-activation of gate ``number``: one convolution for each operand, weights side by side; then the norm, if any."""
+    convolution, norm = layer if isinstance(layer, (tuple, torch.nn.Sequential)) else (layer, None)
     sizes = [0 if operand is None else operand.shape[1] for operand in operands]
-    kernels = convolution.weight[rows].split(sizes, dim=1)
+    kernels = convolution.weight.split(sizes, dim=1)
     total = sum(star(kernel, operand) for kernel, operand in zip(kernels, operands, strict=True))
-    return total if convolution.bias is None else total + convolution.bias[rows].view(-1, 1, 1)
+    total = total if convolution.bias is None else total + convolution.bias.view(-1, 1, 1)
+    total = normed(total, norm) if isinstance(norm, torch.nn.GroupNorm) else total
+    return total[:, number * HIDDEN : (number + 1) * HIDDEN]
 
 
 def st_lstm(layer, x, h, c, m):
@@ -64,10 +66,10 @@ def st_lstm(layer, x, h, c, m):
 def conv_lstm(layer, x, h, m):
     """Wang et al. (2017), eq. 3."""
     w_i, w_f, w_o = layer.peepholes.weight
-    i = torch.sigmoid(gate(layer.gates, 0, x, h) + w_i * m)
-    f = torch.sigmoid(gate(layer.gates, 1, x, h) + w_f * m)
-    m = f * m + i * torch.tanh(gate(layer.gates, 2, x, h))
-    o = torch.sigmoid(gate(layer.gates, 3, x, h) + w_o * m)
+    i = torch.sigmoid(gate((layer.gates, layer.norm), 0, x, h) + w_i * m)
+    f = torch.sigmoid(gate((layer.gates, layer.norm), 1, x, h) + w_f * m)
+    m = f * m + i * torch.tanh(gate((layer.gates, layer.norm), 2, x, h))
+    o = torch.sigmoid(gate((layer.gates, layer.norm), 3, x, h) + w_o * m)
     return o * torch.tanh(m), m
 
 

@@ -238,6 +238,28 @@ def test_one_pass_does_not_see_the_frames_that_are_hidden_from_it(change):
     torch.testing.assert_close(found, forecast, rtol=0, atol=0)
 
 
+@both_targets
+@pytest.mark.parametrize("forcings", [0, FORCINGS])
+def test_the_whole_forecast_is_what_each_frame_leads_to_and_then_the_leads(change, forcings):
+    network, frames = make_network(form="one_pass", forcings=forcings), make_frames(channels=CHANNELS + forcings)
+    future = make_frames(4, channels=CHANNELS + forcings, seed=2)
+    options = {"change": change, "future": future, "use_truth": make_truth("random", 4)}
+    for given in ({**options, "use_truth": None}, options):
+        whole = network(frames, 4, whole=True, **given)
+        assert whole.shape == (2, HISTORY - 1 + 4, CHANNELS, HEIGHT, WIDTH)
+        assert torch.equal(whole[:, -4:], network(frames, 4, **given))
+    whole = network(frames, 4, whole=True, change=change, future=future)
+    for seen in range(1, HISTORY):
+        torch.testing.assert_close(whole[:, seen - 1 : seen], network(frames[:, :seen], 1, change=change))
+
+
+@pytest.mark.parametrize("form", ["states", "feedback"])
+def test_an_encoder_forecasts_nothing_while_it_reads(form):
+    assert not make_network(form=form).one_pass
+    with pytest.raises(ValueError, match="whole=True is for the one-pass form"):
+        make_network(form=form)(make_frames(), 2, whole=True)
+
+
 def test_an_encoder_reads_the_truth_whatever_is_asked_for():
     network, frames, future = make_network(form="feedback"), make_frames(), make_frames(4, seed=2)
     shown, hidden = make_truth("random", 4), make_truth("random", 4)

@@ -42,11 +42,12 @@ def make_case(channels=2, seed=0):
     return fields, design, coefficients, climate
 
 
-def forecast(module, fields, calendar, **options):
+def forecast(module, fields, calendar, *, whole=False, **options):
     options = {key: torch.as_tensor(value) for key, value in options.items()}
     options = {key: value.float() if value.is_floating_point() else value for key, value in options.items()}
     with torch.no_grad():
-        return module(torch.tensor(fields).float(), torch.tensor(calendar).float(), **options).double().numpy()
+        found = module(torch.tensor(fields).float(), torch.tensor(calendar).float(), whole=whole, **options)
+    return found.double().numpy()
 
 
 def scaled(network, coefficients, scale=(4.0, 2.5), target="value", **options):
@@ -198,6 +199,21 @@ def test_a_network_between_fields_is_the_network_between_scaled_fields(form, tar
     with torch.no_grad():
         expected = network.double()(torch.tensor(seen), STEPS, **options).numpy()
     np.testing.assert_allclose(found, expected * scale + climate[:, HISTORY:], atol=1e-3)
+
+
+@pytest.mark.parametrize("target", ["change", "value"])
+def test_the_frames_that_are_seen_are_forecast_with_the_climatology_of_their_times(target):
+    fields, calendar, coefficients, _ = make_case()
+    torch.manual_seed(0)
+    network = build_model("convlstm", channels=2, hidden=4, one_pass=True)
+    torch.nn.init.normal_(network.readout.weight)
+    module = scaled(network, coefficients, target=target)
+    whole = forecast(module, fields, calendar, whole=True)
+    assert whole.shape == (BATCH, HISTORY - 1 + STEPS, 2, HEIGHT, WIDTH)
+    np.testing.assert_allclose(whole[:, HISTORY - 1 :], forecast(module, fields, calendar), atol=1e-3)
+    for seen in range(1, HISTORY):
+        one = forecast(module, fields[:, :seen], calendar[:, : seen + 1])
+        np.testing.assert_allclose(whole[:, seen - 1 : seen], one, atol=1e-3)
 
 
 def make_gaps(shape, seed=7):
