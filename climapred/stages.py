@@ -34,7 +34,7 @@ from climapred.whole import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from climapred.learning.artefact import Scaling
+    from climapred.learning.artefact import Scaling, TrainedModel
     from climapred.learning.loader import WindowLoader
 
 Times = npt.NDArray[np.datetime64]
@@ -309,7 +309,7 @@ def forecast_model(run: Run, name: str) -> None:
     """Forecast from every test window, and write the learned adjacency of models that have one."""
     from climapred.learning.artefact import load_model
     from climapred.learning.forecast import rollout
-    from climapred.results.cf import adjacency_to_cf, to_cf, write_netcdf
+    from climapred.results.cf import to_cf
     from climapred.results.cf_stream import write_forecasts
 
     model, fields = load_model(run.out / "models" / name), open_store(run.store)
@@ -325,13 +325,22 @@ def forecast_model(run: Run, name: str) -> None:
             overwrite=True,
             progress=progress,
         )
-    weights = model.adjacency()
-    if weights is None:  # a model of this name may have had one before
-        (run.out / "correlations" / f"{name}.nc").unlink(missing_ok=True)
-    else:
-        (run.out / "correlations").mkdir(exist_ok=True)
-        adjacency = adjacency_to_cf(weights, model.node_grid, source=origin)
-        write_netcdf(adjacency, run.out / "correlations" / f"{name}.nc")
+    write_adjacency(run, model, origin)
+
+
+def write_adjacency(run: Run, model: TrainedModel, origin: str) -> None:
+    """Write the learned adjacency of a model that has one: all of it, or the strongest links of each of many nodes."""
+    from climapred.results.adjacency import DENSE_NODES, top_links
+    from climapred.results.cf import adjacency_to_cf, write_netcdf
+
+    path, grid = run.out / "correlations" / f"{model.name}.nc", model.node_grid
+    if not model.has_adjacency:
+        path.unlink(missing_ok=True)  # a model of this name may have had one before
+        return
+    path.parent.mkdir(exist_ok=True)
+    weights = model.adjacency() if grid.size <= DENSE_NODES else top_links(model.adjacency_rows(), grid)
+    assert weights is not None
+    write_netcdf(adjacency_to_cf(weights, grid, source=origin), path)
 
 
 def forecast_baseline(run: Run, name: str) -> None:

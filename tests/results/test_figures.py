@@ -14,7 +14,8 @@ from matplotlib.collections import QuadMesh
 from climapred.data.sources import open_source
 from climapred.grid import Grid
 from climapred.results import figures
-from climapred.results.correlations import adjacency_dataset, correlation_map
+from climapred.results.adjacency import adjacency_dataset
+from climapred.results.correlations import correlation_map
 from climapred.results.figures import Request, draw, parse_place
 from climapred.results.maps import plot_field, save_figure
 from climapred.results.selection import Choice
