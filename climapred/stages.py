@@ -516,11 +516,17 @@ def _score_maps(run: Run) -> Figures:
 
 
 def _correlation_maps(run: Run) -> Figures:
-    """What the recipe's places listen to; the middle of the grid where the recipe names none."""
-    from climapred.results.correlations import correlation_map
-    from climapred.results.maps import plot_correlations
+    """What the recipe's places listen to, beside Pearson's correlation; the strongest links, hubs, weight against distance.
 
-    grid = Grid.of(open_store(run.store))
+    The middle of the grid is the place where the recipe names none.
+    """
+    from climapred.results.adjacency import grid_of
+    from climapred.results.correlations import correlation_map
+    from climapred.results.link_figures import links_figure, map_significance, training_correlation
+    from climapred.results.link_maps import plot_correlations
+
+    fields, known = open_store(run.store)[run.variable], open_statistics(run.store)
+    grid = Grid.of(fields)
     middle = (float(np.median(grid.latitude)), float(np.median(grid.longitude)))
     for model in run.recipe.models:
         path = run.out / "correlations" / f"{model.name}.nc"
@@ -528,14 +534,22 @@ def _correlation_maps(run: Run) -> Figures:
             continue
         with xr.open_dataset(path) as stored:
             adjacency = stored.load()
+        source = adjacency.attrs["source"]
         for latitude, longitude in run.recipe.maps.points or (middle,):
-            weights = correlation_map(adjacency, latitude, longitude)
-            weights.attrs["source"] = adjacency.attrs["source"]
+            weights = correlation_map(adjacency, latitude, longitude).assign_attrs(source=source)
 
-            def draw(weights: xr.DataArray = weights, point: tuple[float, float] = (latitude, longitude)) -> Figure:
-                return plot_correlations(weights, point=point)
+            def draw(
+                adjacency: xr.Dataset = adjacency,
+                weights: xr.DataArray = weights,
+                point: tuple[float, float] = (latitude, longitude),
+            ) -> Figure:
+                pearson = training_correlation(fields, known, grid_of(adjacency), point)
+                marks = map_significance(adjacency, weights)
+                return plot_correlations(weights, point=point, pearson=pearson, significant=marks)
 
             yield f"correlation_{model.name}_{latitude:g}N_{longitude:g}E", draw
+        for show in ("hubs", "distance"):
+            yield f"links_{show}_{model.name}", partial(links_figure, show, adjacency, source=source)
 
 
 def _version() -> str:

@@ -104,7 +104,32 @@ def strongest_links(adjacency: xr.Dataset, k: int = 20, *, min_km: float = 0.0) 
         for side in ("target", "source")
         for name, values in (("latitude", latitude), ("longitude", longitude))
     }
-    return pd.DataFrame({**ends, "distance_km": best["distance_km"], "weight": best["weight"]})
+    links = pd.DataFrame({**ends, "distance_km": best["distance_km"], "weight": best["weight"]})
+    links.attrs["min_km"] = min_km
+    return links
+
+
+def thinned(links: pd.DataFrame, k: int, *, apart_km: float = 1000.0) -> pd.DataFrame:
+    """Return the first ``k`` links that are no neighbours of a stronger one: its source or its target is this far away.
+
+    Neighbouring points say the same: the strongest fifty links of a fine grid may join the same two regions.
+
+    Args:
+        links: as ``strongest_links`` returns them, many more than are wanted.
+        k: how many are kept, at most.
+        apart_km: great-circle distance from which two sources, or two targets, are different places.
+    """
+    sides = [links[[f"{side}_latitude", f"{side}_longitude"]].to_numpy(np.float64) for side in ("source", "target")]
+    kept: list[int] = []
+    for at in range(len(links)):
+        near = np.ones(len(kept), dtype=bool)
+        for ends in sides:
+            near &= great_circle_km(*ends[at], *ends[kept].T) < apart_km
+        if not near.any():
+            kept.append(at)
+        if len(kept) == k:
+            break
+    return links.iloc[kept].reset_index(drop=True)
 
 
 def weight_by_distance(adjacency: xr.Dataset, bins_km: npt.ArrayLike, *, above_floor: bool = False) -> xr.Dataset:
