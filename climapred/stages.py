@@ -7,7 +7,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from climapred.data.store import open_statistics, open_store, write_statistics
 from climapred.grid import Grid, cell_areas
 from climapred.learning.order import Share
 from climapred.learning.windows import Split, Window, chronological_split, refuse_leaks, time_step
+from climapred.link_stages import Variation, variations, varied
 from climapred.recipe import GridRecipe, ModelRecipe, Recipe, SampleRecipe
 from climapred.results.baselines import BASELINES
 from climapred.whole import write_text
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from climapred.learning.artefact import Scaling, TrainedModel
     from climapred.learning.loader import WindowLoader
+    from climapred.learning.training import Training
 
 Times = npt.NDArray[np.datetime64]
 Figures = Iterator[tuple[str, Callable[[], "Figure"]]]
@@ -216,22 +218,25 @@ def statistics(run: Run) -> None:
         progress(1, 1)
 
 
-def train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
-    """Train one model and save it, in as many processes as the recipe says."""
+def train(run: Run, recipe: ModelRecipe, fingerprint: str, variation: Variation | None = None) -> None:
+    """Train one model, or a variation of it, and save it, in as many processes as the recipe says."""
     from climapred.learning.launch import together
 
     training, alone = run.recipe.training, Share.current().world == 1
     if alone and (training.processes > 1 or training.strategy == "fsdp"):
-        together(_train_in_process, (run.recipe, run.out, recipe, fingerprint, run.console.quiet), training.processes)
+        task = (run.recipe, run.out, recipe, fingerprint, variation, run.console.quiet)
+        together(_train_in_process, task, training.processes)
     else:
-        _train(run, recipe, fingerprint)
+        _train(run, recipe, fingerprint, variation)
 
 
-def _train_in_process(recipe: Recipe, out: Path, model: ModelRecipe, fingerprint: str, quiet: bool) -> None:
-    _train(Run(recipe, out, console=Console(stderr=True, quiet=quiet)), model, fingerprint)
+def _train_in_process(
+    recipe: Recipe, out: Path, model: ModelRecipe, fingerprint: str, variation: Variation | None, quiet: bool
+) -> None:
+    _train(Run(recipe, out, console=Console(stderr=True, quiet=quiet)), model, fingerprint, variation)
 
 
-def _train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
+def _train(run: Run, recipe: ModelRecipe, fingerprint: str, variation: Variation | None) -> None:
     """Train one model, alone or as one of several processes, the first of which saves it."""
     from climapred.learning.artefact import Scaling, TrainedModel, save_model, scaled_network
     from climapred.learning.training import Training, fit
@@ -239,6 +244,9 @@ def _train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
     fields, known = open_store(run.store), open_statistics(run.store)
     times, variables, first = fields["time"].values, run.recipe.source.variables, Share.current().rank == 0
     training = Training(**run.recipe.training.model_dump())
+    folder, grid = run.out / "models" / recipe.name, Grid.of(fields)
+    if variation is not None:
+        folder, training = folder / variation.folder, replace(training, seed=training.seed + variation.number)
     scaling = Scaling(recipe.inputs, recipe.target, recipe.forcings)
     module, orders = scaled_network(
         recipe.architecture,
@@ -250,11 +258,13 @@ def _train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
         seed=training.seed,
     )
     if first:
-        run.console.print(f"train: {recipe.name}, {sum(p.numel() for p in module.network.parameters()):,} parameters")
-    folder, grid = run.out / "models" / recipe.name, Grid.of(fields)
+        what = recipe.name if variation is None else f"{recipe.name} {variation.kind} {variation.number}"
+        run.console.print(f"train: {what}, {sum(p.numel() for p in module.network.parameters()):,} parameters")
     outcome = fit(
         module,
-        *_loaders(run, fields[list(variables)], orders, scaling),
+        *_loaders(
+            run, fields[list(variables)], training, orders, scaling, lambda seen: varied(run, seen, known, variation)
+        ),
         history=run.window.history,
         training=training,
         folder=folder,
@@ -285,18 +295,23 @@ def _train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
 
 
 def _loaders(
-    run: Run, fields: xr.Dataset, orders: tuple[int, int] | None, scaling: Scaling
+    run: Run,
+    fields: xr.Dataset,
+    training: Training,
+    orders: tuple[int, int] | None,
+    scaling: Scaling,
+    prepare: Callable[[xr.Dataset], xr.Dataset],
 ) -> tuple[WindowLoader, WindowLoader]:
     """Return the training and validation batches; the test period is out of their reach."""
     from climapred.learning.dataset import WindowDataset
     from climapred.learning.loader import WindowLoader
 
-    times, window, keys, training = fields["time"].values, run.window, run.recipe.loader, run.recipe.training
+    times, window, keys = fields["time"].values, run.window, run.recipe.loader
     split = run.split(times)
     periods = ("train", "validation", "test")
     starts = {name: split.starts(name, times, window, stride=run.recipe.window.stride) for name in periods}
     refuse_leaks(times, window, starts)
-    seen = fields.isel(time=slice(0, split.validation[1]))
+    seen = prepare(fields.isel(time=slice(0, split.validation[1])))
     dataset = WindowDataset(seen, window, orders, forcings=scaling.forcings, missing=scaling.missing)
     options: Any = {"tier": keys.tier, "memory_limit": keys.memory_limit_mb * 2**20, "workers": keys.workers}
     return (
@@ -313,7 +328,7 @@ def forecast_model(run: Run, name: str) -> None:
     from climapred.results.cf_stream import write_forecasts
 
     model, fields = load_model(run.out / "models" / name), open_store(run.store)
-    origin = f"{_version()}: {model.architecture} {name!r} ({model.identity()})"
+    origin = f"{version()}: {model.architecture} {name!r} ({model.identity()})"
     run.forecast_path(name).parent.mkdir(exist_ok=True)
     with run.progress(f"forecast: {name}") as progress:
         write_forecasts(
@@ -325,7 +340,8 @@ def forecast_model(run: Run, name: str) -> None:
             overwrite=True,
             progress=progress,
         )
-    write_adjacency(run, model, origin)
+    if not any(model.name == one.name and variations(run.recipe, one) for one in run.recipe.models):
+        write_adjacency(run, model, origin)  # else it is written with its p-values
 
 
 def write_adjacency(run: Run, model: TrainedModel, origin: str) -> None:
@@ -345,7 +361,7 @@ def write_adjacency(run: Run, model: TrainedModel, origin: str) -> None:
 
 def forecast_baseline(run: Run, name: str) -> None:
     """Write the forecasts of a baseline."""
-    _write_forecast(run, name, _baseline(run, name), f"{_version()}: {name}")
+    _write_forecast(run, name, _baseline(run, name), f"{version()}: {name}")
 
 
 def _write_forecast(run: Run, name: str, forecast: xr.Dataset, origin: str) -> None:
@@ -552,5 +568,6 @@ def _correlation_maps(run: Run) -> Figures:
             yield f"links_{show}_{model.name}", partial(links_figure, show, adjacency, source=source)
 
 
-def _version() -> str:
+def version() -> str:
+    """Return the name and version of the software, for what it writes."""
     return f"climapred {importlib.metadata.version('climapred')}"

@@ -182,10 +182,10 @@ def hub_map(adjacency: xr.Dataset, *, min_km: float = 0.0, above_floor: bool = T
     A row of a softmax sums to 1 whatever it learned; above the floor, and beyond some distance, the sums differ, and tell
     the hubs. With the areas a of the cells,
 
-        listens_i = sum_j w_ij        heard_j = sum_i a_i w_ij / a_j
+        listens_i = sum_j w_ij        heard_j = sum_i a_i w_ij / mean a
 
-    so that it counts over what area a place is heard, for each unit of its own: small cells near a pole are neither many
-    listeners nor weak sources. The area means of the two fields are the same.
+    so that it counts over what area a place is heard: the many small cells near a pole are not many listeners. The mean of
+    ``heard`` over the points is the area mean of ``listens``.
 
     Args:
         adjacency: in either layout. Pairs that the top layout does not list have the floor of their row.
@@ -203,7 +203,7 @@ def hub_map(adjacency: xr.Dataset, *, min_km: float = 0.0, above_floor: bool = T
             weights = np.where(distance_rows(grid, rows) >= min_km, weights, 0.0)
         listens[rows] = weights.sum(axis=1)
         heard += areas[rows] @ weights
-    heard /= areas
+    heard /= areas.mean()
     told = f"beyond {min_km:g} km" if min_km > 0 else ""
     told = ", ".join(filter(None, [told, "above the floor of each row" if above_floor else ""]))
     attributes = {"units": "1", "min_km": float(min_km), "above_floor": int(above_floor)}

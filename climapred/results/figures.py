@@ -367,7 +367,7 @@ def _correlations(request: Request, opener: Opener) -> Figure:
     assert request.place is not None
     weights = correlation_map(adjacency, *request.place, direction=request.direction).load()
     weights = _described(weights, adjacency, str(path))
-    pearson = _pearson(source, grid_of(adjacency), request, opener) if _is_run(source) else None
+    pearson = _pearson(source, grid_of(adjacency), request, opener)
     shown: list[xr.DataArray | None] = [weights, pearson, map_significance(adjacency, weights)]
     region = request.choice.region
     shown = [field if field is None or region is None else cropped(field, region) for field in shown]
@@ -382,10 +382,15 @@ def _correlations(request: Request, opener: Opener) -> Figure:
     )
 
 
-def _pearson(run: str, grid: Grid, request: Request, opener: Opener) -> xr.DataArray:
-    """Return the correlation of the anomalies of the training times of a run, at the points of the adjacency."""
-    tensors = opener(str(Path(run, "tensors.zarr")))
-    known = opener(str(Path(run, "tensors.zarr", "statistics"))).load()
+def _pearson(run: str, grid: Grid, request: Request, opener: Opener) -> xr.DataArray | None:
+    """Return the correlation of the anomalies of the training times of a run, at the points of the adjacency.
+
+    None of a file, or of a run without statistics, which knows no anomalies.
+    """
+    statistics = Path(run, "tensors.zarr", "statistics")
+    if not (_is_run(run) and statistics.exists()):
+        return None
+    tensors, known = opener(str(Path(run, "tensors.zarr"))), opener(str(statistics)).load()
     field = pick(tensors, replace(request.choice, region=None, time=None, start=None, leads=()), run)
     assert request.place is not None
     return training_correlation(field, known, grid, request.place, direction=request.direction)

@@ -206,7 +206,7 @@ def plot_hubs(
     both = np.stack([field.values for field in fields])
     norm, extend = colour_scale(both, limits, floor=min(0.0, float(both.min())), upper=99.8)
     figure, [panels] = map_sheet(geography, [True], 2, title or f"Hubs of the learned links{far}")
-    heads = ("Listens: sum of its row", "Is heard: sum of its column, for each unit of area")
+    heads = ("Listens: sum of its row", "Is heard: sum of its column, listeners by area")
     for number, (panel, field, head) in enumerate(zip(panels, fields, heads, strict=True)):
         mesh = geography.draw(panel, field.values, label_sides(True, number), cmap="magma_r", norm=norm)
         panel.set_title(head, fontsize=8.5, pad=4)
