@@ -20,6 +20,7 @@ from climapred.data.locks import locked
 from climapred.data.store import open_statistics, open_store
 from climapred.learning.artefact import load_model
 from climapred.recipe import RecipeError, load_recipe
+from climapred.results import adjacency
 from climapred.results.cf import check_cf
 from climapred.results.pearson import anomalies
 from climapred.testing import synthetic_temperature, write_era5_grib, write_grib, write_ncep
@@ -232,6 +233,18 @@ def test_a_model_that_loses_its_adjacency_loses_its_correlations(tiny_run):
     assert run(tiny_run, *overrides) == ["train graph", "forecast graph", "scores", "maps", "report"]
     assert not (tiny_run.out / "correlations/graph.nc").exists()
     assert not list((tiny_run.out / "maps").glob("[cl]*"))
+
+
+def test_a_large_grid_keeps_the_strongest_links_of_each_point(tiny_run, monkeypatch):
+    monkeypatch.setattr(adjacency, "DENSE_NODES", 50)  # the grid has 72 points
+    assert run(tiny_run, "forecast.stride=40")[-2:] == ["maps", "report"]
+    path = tiny_run.out / "correlations/graph.nc"
+    assert check_cf(path) == []
+    with xr.open_dataset(path) as stored:
+        assert stored["weight"].dims == ("node_target", "link")
+        blocks = [weights for _, weights in adjacency.row_blocks(stored)]
+    np.testing.assert_array_equal(np.concatenate(blocks), load_model(tiny_run.out / "models/graph").adjacency())
+    assert (tiny_run.out / "maps/correlation_graph_40N_260E.png").exists()
 
 
 LINKS = "correlations={seeds: 1, surrogates: 2, length_km: 1500, method: pooled}"

@@ -57,16 +57,17 @@ def top_links(blocks: Iterable[npt.NDArray[np.floating]], grid: Grid, count: int
     Args:
         blocks: shapes (rows, N), in the order of the rows, N of them in all.
         grid: the points.
-        count: links that are kept of each row.
+        count: links that are kept of each row; all where there are fewer.
 
     Raises:
-        ValueError: if the blocks are not N rows of N finite weights, or ``count`` does not lie between 1 and N.
+        ValueError: if the blocks are not N rows of N finite weights, or ``count`` is not positive.
 
     >>> dict(top_links([np.eye(6)], Grid([0, 1], [5, 6, 7]), count=2).sizes)
     {'node_target': 6, 'link': 2}
     """
-    if not 1 <= count <= grid.size:
-        raise ValueError(f"count must lie between 1 and the number of nodes, {grid.size}, got {count}")
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    count = min(count, grid.size)
     kept: list[tuple[npt.NDArray[Any], ...]] = []
     for block in blocks:
         if block.ndim != 2 or block.shape[1] != grid.size:
@@ -181,12 +182,15 @@ def column(adjacency: xr.Dataset, node: int) -> xr.DataArray:
     return adjacency["weight"].where(here, 0).sum("link", skipna=False).where(here.any("link"), adjacency["floor"])
 
 
-def row_blocks(adjacency: xr.Dataset, *, above_floor: bool = False) -> Iterator[tuple[slice, Array]]:
-    """Yield (rows, weights), weights of shape (rows, N) in float64, a few rows at a time, of either layout."""
+def row_blocks(adjacency: xr.Dataset, *, above_floor: bool = False, every: int = 1) -> Iterator[tuple[slice, Array]]:
+    """Yield (rows, weights), weights of shape (rows, N) in float64, a few rows at a time, of either layout.
+
+    With ``every`` of 2 or more only every second, third, ... row.
+    """
     size = adjacency.sizes["node_target"]
     count = max(1, BLOCK_PAIRS // size)
-    for start in range(0, size, count):
-        here = slice(start, start + count)
+    for start in range(0, size, count * every):
+        here = slice(start, start + count * every, every)
         block = adjacency.isel(node_target=here)
         weights = block["weight"].values.astype(np.float64)
         floor = floors(block).values.astype(np.float64)

@@ -89,8 +89,7 @@ def strongest_links(adjacency: xr.Dataset, k: int = 20, *, min_km: float = 0.0) 
     grid = grid_of(adjacency)
     best = {name: np.empty(0) for name in ("weight", "distance_km", "target", "source")}
     for targets, sources, weights in _pairs(adjacency):
-        latitude, longitude = nodes(grid)
-        distances = great_circle_km(latitude[targets], longitude[targets], latitude[sources], longitude[sources])
+        distances = _distances(grid, targets, sources)
         far = np.flatnonzero(distances >= min_km)
         if far.size > k:
             far = far[np.argpartition(weights[far], -k)[-k:]]
@@ -132,7 +131,9 @@ def thinned(links: pd.DataFrame, k: int, *, apart_km: float = 1000.0) -> pd.Data
     return links.iloc[kept].reset_index(drop=True)
 
 
-def weight_by_distance(adjacency: xr.Dataset, bins_km: npt.ArrayLike, *, above_floor: bool = False) -> xr.Dataset:
+def weight_by_distance(
+    adjacency: xr.Dataset, bins_km: npt.ArrayLike, *, above_floor: bool = False, every: int = 1
+) -> xr.Dataset:
     """Return the mean weight of the pairs in each bin of great-circle distance.
 
     Args:
@@ -140,6 +141,7 @@ def weight_by_distance(adjacency: xr.Dataset, bins_km: npt.ArrayLike, *, above_f
         bins_km: edges of the bins, km, increasing; a bin holds its lower edge, the last one both. Pairs
             outside all bins are not counted.
         above_floor: subtract from each weight the floor of its row.
+        every: take only every second, third, ... target, where N x N pairs are too many.
 
     Returns:
         Dims ("distance",), the centres of the bins in km; variables ``weight`` (the mean; NaN where a bin is
@@ -150,7 +152,7 @@ def weight_by_distance(adjacency: xr.Dataset, bins_km: npt.ArrayLike, *, above_f
         raise ValueError(f"bins_km must be at least two increasing edges in km, got {edges}")
     total, count = np.zeros(edges.size - 1), np.zeros(edges.size - 1, dtype=np.int64)
     grid = grid_of(adjacency)
-    for rows, weights in row_blocks(adjacency, above_floor=above_floor):
+    for rows, weights in row_blocks(adjacency, above_floor=above_floor, every=every):
         distances = distance_rows(grid, rows)
         count += np.histogram(distances, edges)[0]
         total += np.histogram(distances, edges, weights=weights)[0]
@@ -197,12 +199,20 @@ def hub_map(adjacency: xr.Dataset, *, min_km: float = 0.0, above_floor: bool = T
     """
     grid = grid_of(adjacency)
     areas = cell_areas(grid).ravel()
-    listens, heard = np.empty(grid.size), np.zeros(grid.size)
-    for rows, weights in row_blocks(adjacency, above_floor=above_floor):
-        if min_km > 0:
-            weights = np.where(distance_rows(grid, rows) >= min_km, weights, 0.0)
-        listens[rows] = weights.sum(axis=1)
-        heard += areas[rows] @ weights
+    listens, heard = np.zeros(grid.size), np.zeros(grid.size)
+    if is_top(adjacency) and above_floor:  # what is not listed adds nothing
+        for targets, sources, weights in _pairs(adjacency):
+            above = np.where(
+                _distances(grid, targets, sources) >= min_km, weights - floors(adjacency).values[targets], 0
+            )
+            listens += np.bincount(targets, above, grid.size)
+            heard += np.bincount(sources, areas[targets] * above, grid.size)
+    else:
+        for rows, weights in row_blocks(adjacency, above_floor=above_floor):
+            if min_km > 0:
+                weights = np.where(distance_rows(grid, rows) >= min_km, weights, 0.0)
+            listens[rows] = weights.sum(axis=1)
+            heard += areas[rows] @ weights
     heard /= areas.mean()
     told = f"beyond {min_km:g} km" if min_km > 0 else ""
     told = ", ".join(filter(None, [told, "above the floor of each row" if above_floor else ""]))
@@ -223,6 +233,11 @@ def hub_map(adjacency: xr.Dataset, *, min_km: float = 0.0, above_floor: bool = T
         },
         coords=grid.coordinates(),
     )
+
+
+def _distances(grid: Grid, targets: Places, sources: Places) -> Array:
+    latitude, longitude = nodes(grid)
+    return great_circle_km(latitude[targets], longitude[targets], latitude[sources], longitude[sources])
 
 
 def _pairs(adjacency: xr.Dataset) -> Iterator[tuple[Places, Places, Array]]:

@@ -28,6 +28,7 @@ Show = Literal["map", "arcs", "hubs", "distance"]
 
 _CANDIDATES = 200  # strong links that are looked at for one arc
 _BINS = 40
+_MOST_PAIRS = 50_000_000  # of a curve; of a larger grid every second, third, ... point stands for the rest
 
 
 def links_figure(
@@ -59,7 +60,8 @@ def links_figure(
         longest = max(
             float(distance_rows(grid, slice(row, row + 1)).max()) for row in (0, grid.size // 2, grid.size - 1)
         )
-        curve = weight_by_distance(adjacency, np.linspace(0, longest, _BINS + 1))
+        every = max(1, grid.size**2 // _MOST_PAIRS)
+        curve = weight_by_distance(adjacency, np.linspace(0, longest, _BINS + 1), every=every)
         told = title or "Learned weight against distance"
         return plot_distances(curve, uniform=1 / grid.size, title=told, source=source)
     links = strongest_links(_significant_only(adjacency, grid, min_km), _CANDIDATES * count, min_km=min_km)

@@ -97,6 +97,22 @@ def test_both_layouts_follow_cf_and_come_back(both, layout, tmp_path):
     np.testing.assert_allclose(np.concatenate(blocks), both[0]["weight"], rtol=1e-6)
 
 
+def test_every_third_target_stands_for_the_rest(both):
+    thin = weight_by_distance(both[0], [0, 500, 2000, 5000], every=3)
+    kept = both[0].isel(node_target=slice(None, None, 3))["weight"].values
+    places = [(latitude, longitude) for latitude in GRID.latitude for longitude in GRID.longitude]
+    distance = np.array([[great_circle_km(*target, *source) for source in places] for target in places[::3]])
+    assert int(thin["count"].sum()) == kept.size
+    assert float(thin["weight"][1]) == pytest.approx(kept[(distance >= 500) & (distance < 2000)].mean())
+
+
+def test_few_points_have_all_their_links_in_the_top_layout():
+    weights = sparse_weights()
+    top = top_links([weights], GRID)
+    assert top.sizes["link"] == GRID.size
+    np.testing.assert_array_equal(next(row_blocks(top))[1], weights)
+
+
 def test_a_lazy_top_adjacency_tells_who_listens(both):
     lazy = both[1].chunk(node_target=4)
     xr.testing.assert_allclose(
@@ -107,8 +123,8 @@ def test_a_lazy_top_adjacency_tells_who_listens(both):
 
 def test_errors_name_what_was_wanted():
     weights = sparse_weights()
-    with pytest.raises(ValueError, match="count must lie between 1 and the number of nodes, 35, got 36"):
-        top_links([weights], GRID, count=36)
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        top_links([weights], GRID, count=0)
     with pytest.raises(ValueError, match=r"blocks must hold 35 rows .* got 30"):
         top_links([weights[:30]], GRID, count=2)
     with pytest.raises(ValueError, match=r"blocks must have shape \(rows, 35\).* got \(35, 30\)"):
