@@ -1,19 +1,26 @@
-"""The stages of a run that tell how sure its links are: further trainings, and the p-values that they give."""
+"""What a run does about learned links: their files and maps, and the further trainings that tell how sure they are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
+from climapred.data.store import open_statistics, open_store
+from climapred.grid import Grid
 from climapred.models import has_option
 from climapred.recipe import CorrelationsRecipe, ModelRecipe, Recipe
 from climapred.results.surrogates import block_shuffled, phase_randomised
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from climapred.learning.artefact import TrainedModel
     from climapred.stages import Run
 
@@ -67,6 +74,25 @@ def _surrogate(anomaly: xr.DataArray, keys: CorrelationsRecipe, seed: int) -> xr
     return block_shuffled(anomaly, block=max(1, round(keys.block_hours / step)), seed=seed, common=False)
 
 
+def write_adjacency(run: Run, model: TrainedModel, origin: str) -> None:
+    """Write the learned adjacency of a model that has one: all of it, or the strongest links of each of many nodes."""
+    from climapred.results.adjacency import DENSE_NODES, top_links
+    from climapred.results.cf import adjacency_to_cf, write_netcdf
+
+    path, grid = _path(run, model.name), model.node_grid
+    if not model.has_adjacency:
+        path.unlink(missing_ok=True)  # a model of this name may have had one before
+        return
+    path.parent.mkdir(exist_ok=True)
+    weights = model.adjacency() if grid.size <= DENSE_NODES else top_links(model.adjacency_rows(), grid)
+    assert weights is not None
+    write_netcdf(adjacency_to_cf(weights, grid, source=origin), path)
+
+
+def _path(run: Run, name: str) -> Path:
+    return run.out / "correlations" / f"{name}.nc"
+
+
 def write_links(run: Run, model: ModelRecipe) -> None:
     """Write the adjacency of a model with the p-values that its further trainings give: the larger one, where there are two.
 
@@ -101,7 +127,7 @@ def write_links(run: Run, model: ModelRecipe) -> None:
     origin = f"climapred {version('climapred')}: {trained.architecture} {trained.name!r} ({trained.identity()})"
     dataset = adjacency_to_cf(weights, trained.node_grid, source=origin)
     tests = {"p_value": both, **(tests if len(tests) > 1 else {})}
-    path = run.out / "correlations" / f"{model.name}.nc"
+    path = _path(run, model.name)
     path.parent.mkdir(exist_ok=True)
     write_netcdf(dataset.assign({name: test.astype(np.float32).variable for name, test in tests.items()}), path)
 
@@ -110,3 +136,41 @@ def _above_floor(model: TrainedModel) -> xr.DataArray:
     weights = model.adjacency()
     assert weights is not None
     return xr.DataArray(weights - weights.min(axis=1, keepdims=True), dims=("node_target", "node_source"))
+
+
+def correlation_maps(run: Run) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """Yield the names of figures and what draws them: what places listen to beside Pearson's correlation, hubs, distances.
+
+    The places are those of the recipe; the middle of the grid where it names none.
+    """
+    from climapred.results.adjacency import grid_of
+    from climapred.results.correlations import correlation_map
+    from climapred.results.link_figures import far_enough, links_figure, map_significance, training_correlation
+    from climapred.results.link_maps import plot_correlations
+
+    fields, known = open_store(run.store)[run.variable], open_statistics(run.store)
+    grid = Grid.of(fields)
+    middle = (float(np.median(grid.latitude)), float(np.median(grid.longitude)))
+    for model in run.recipe.models:
+        path = _path(run, model.name)
+        if not path.exists():
+            continue
+        with xr.open_dataset(path) as stored:
+            adjacency = stored.load()
+        source = adjacency.attrs["source"]
+        for latitude, longitude in run.recipe.maps.points or (middle,):
+            weights = correlation_map(adjacency, latitude, longitude).assign_attrs(source=source)
+
+            def draw(
+                adjacency: xr.Dataset = adjacency,
+                weights: xr.DataArray = weights,
+                point: tuple[float, float] = (latitude, longitude),
+            ) -> Figure:
+                pearson = training_correlation(fields, known, grid_of(adjacency), point)
+                marks = map_significance(adjacency, weights)
+                return plot_correlations(weights, point=point, pearson=pearson, significant=marks)
+
+            yield f"correlation_{model.name}_{latitude:g}N_{longitude:g}E", draw
+        about: Any = {"source": source, "min_km": far_enough(grid_of(adjacency))}
+        for show in ("arcs", "hubs", "distance"):
+            yield f"links_{show}_{model.name}", partial(links_figure, show, adjacency, **about)

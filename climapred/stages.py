@@ -27,7 +27,7 @@ from climapred.data.store import open_statistics, open_store, write_statistics
 from climapred.grid import Grid, cell_areas
 from climapred.learning.order import Share
 from climapred.learning.windows import Split, Window, chronological_split, refuse_leaks, time_step
-from climapred.link_stages import Variation, variations, varied
+from climapred.link_stages import Variation, correlation_maps, variations, varied, write_adjacency
 from climapred.recipe import GridRecipe, ModelRecipe, Recipe, SampleRecipe
 from climapred.results.baselines import BASELINES
 from climapred.whole import write_text
@@ -35,7 +35,7 @@ from climapred.whole import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from climapred.learning.artefact import Scaling, TrainedModel
+    from climapred.learning.artefact import Scaling
     from climapred.learning.loader import WindowLoader
     from climapred.learning.training import Training
 
@@ -328,7 +328,7 @@ def forecast_model(run: Run, name: str) -> None:
     from climapred.results.cf_stream import write_forecasts
 
     model, fields = load_model(run.out / "models" / name), open_store(run.store)
-    origin = f"{version()}: {model.architecture} {name!r} ({model.identity()})"
+    origin = f"{_version()}: {model.architecture} {name!r} ({model.identity()})"
     run.forecast_path(name).parent.mkdir(exist_ok=True)
     with run.progress(f"forecast: {name}") as progress:
         write_forecasts(
@@ -344,24 +344,9 @@ def forecast_model(run: Run, name: str) -> None:
         write_adjacency(run, model, origin)  # else it is written with its p-values
 
 
-def write_adjacency(run: Run, model: TrainedModel, origin: str) -> None:
-    """Write the learned adjacency of a model that has one: all of it, or the strongest links of each of many nodes."""
-    from climapred.results.adjacency import DENSE_NODES, top_links
-    from climapred.results.cf import adjacency_to_cf, write_netcdf
-
-    path, grid = run.out / "correlations" / f"{model.name}.nc", model.node_grid
-    if not model.has_adjacency:
-        path.unlink(missing_ok=True)  # a model of this name may have had one before
-        return
-    path.parent.mkdir(exist_ok=True)
-    weights = model.adjacency() if grid.size <= DENSE_NODES else top_links(model.adjacency_rows(), grid)
-    assert weights is not None
-    write_netcdf(adjacency_to_cf(weights, grid, source=origin), path)
-
-
 def forecast_baseline(run: Run, name: str) -> None:
     """Write the forecasts of a baseline."""
-    _write_forecast(run, name, _baseline(run, name), f"{version()}: {name}")
+    _write_forecast(run, name, _baseline(run, name), f"{_version()}: {name}")
 
 
 def _write_forecast(run: Run, name: str, forecast: xr.Dataset, origin: str) -> None:
@@ -481,7 +466,7 @@ def maps(run: Run) -> None:
     unfinished = run.out / "maps.partial"
     shutil.rmtree(unfinished, ignore_errors=True)
     with run.progress("maps: figures") as progress:
-        figures = [*_forecast_maps(run), *_score_maps(run), *_correlation_maps(run)]
+        figures = [*_forecast_maps(run), *_score_maps(run), *correlation_maps(run)]
         for count, (name, draw) in enumerate(figures, start=1):
             unfinished.mkdir(exist_ok=True)
             save_figure(draw(), unfinished / f"{name}.png")
@@ -531,43 +516,5 @@ def _score_maps(run: Run) -> Figures:
     yield "mae", lambda: plot_errors(found["mae_map"].mean("lead_time", keep_attrs=True))
 
 
-def _correlation_maps(run: Run) -> Figures:
-    """What the recipe's places listen to, beside Pearson's correlation; the strongest links, hubs, weight against distance.
-
-    The middle of the grid is the place where the recipe names none.
-    """
-    from climapred.results.adjacency import grid_of
-    from climapred.results.correlations import correlation_map
-    from climapred.results.link_figures import links_figure, map_significance, training_correlation
-    from climapred.results.link_maps import plot_correlations
-
-    fields, known = open_store(run.store)[run.variable], open_statistics(run.store)
-    grid = Grid.of(fields)
-    middle = (float(np.median(grid.latitude)), float(np.median(grid.longitude)))
-    for model in run.recipe.models:
-        path = run.out / "correlations" / f"{model.name}.nc"
-        if not path.exists():
-            continue
-        with xr.open_dataset(path) as stored:
-            adjacency = stored.load()
-        source = adjacency.attrs["source"]
-        for latitude, longitude in run.recipe.maps.points or (middle,):
-            weights = correlation_map(adjacency, latitude, longitude).assign_attrs(source=source)
-
-            def draw(
-                adjacency: xr.Dataset = adjacency,
-                weights: xr.DataArray = weights,
-                point: tuple[float, float] = (latitude, longitude),
-            ) -> Figure:
-                pearson = training_correlation(fields, known, grid_of(adjacency), point)
-                marks = map_significance(adjacency, weights)
-                return plot_correlations(weights, point=point, pearson=pearson, significant=marks)
-
-            yield f"correlation_{model.name}_{latitude:g}N_{longitude:g}E", draw
-        for show in ("hubs", "distance"):
-            yield f"links_{show}_{model.name}", partial(links_figure, show, adjacency, source=source)
-
-
-def version() -> str:
-    """Return the name and version of the software, for what it writes."""
+def _version() -> str:
     return f"climapred {importlib.metadata.version('climapred')}"

@@ -77,6 +77,7 @@ def test_a_run_writes_what_the_house_says(finished_run):
         "maps/forecast_graph_20011011T12.png",
         "maps/forecast_conv_20011011T12.png",
         "maps/correlation_graph_40N_260E.png",
+        "maps/links_arcs_graph.png",
         "maps/links_hubs_graph.png",
         "maps/links_distance_graph.png",
         "journal.jsonl",

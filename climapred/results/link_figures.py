@@ -49,17 +49,12 @@ def links_figure(
         title: in place of the default.
         min_km: shortest links that count for arcs and hubs.
         count: most arcs; neighbours of a stronger link are left out.
-
-    Raises:
-        ValueError: if there is no such link.
     """
     grid = grid_of(adjacency)
     if show == "hubs":
         return plot_hubs(hub_map(adjacency, min_km=min_km), title=title, source=source)
     if show == "distance":
-        longest = max(
-            float(distance_rows(grid, slice(row, row + 1)).max()) for row in (0, grid.size // 2, grid.size - 1)
-        )
+        longest = _extent(grid)
         every = max(1, grid.size**2 // _MOST_PAIRS)
         curve = weight_by_distance(adjacency, np.linspace(0, longest, _BINS + 1), every=every)
         told = title or "Learned weight against distance"
@@ -67,6 +62,19 @@ def links_figure(
     links = strongest_links(_significant_only(adjacency, grid, min_km), _CANDIDATES * count, min_km=min_km)
     links = links[links["weight"] > 0]
     return plot_links(thinned(links, count), grid, title=title, source=source)
+
+
+def far_enough(grid: Grid) -> float:
+    """Return what counts as long range on a grid: 1,000 km, less where a third of its extent is.
+
+    >>> far_enough(Grid.regular(5)), far_enough(Grid.regular(0.25, region=(50, 58, -10, 2)))
+    (1000.0, 300.0)
+    """
+    return min(1000.0, _extent(grid) // 300 * 100)
+
+
+def _extent(grid: Grid) -> float:
+    return max(float(distance_rows(grid, slice(row, row + 1)).max()) for row in (0, grid.size // 2, grid.size - 1))
 
 
 def _significant_only(adjacency: xr.Dataset, grid: Grid, min_km: float) -> xr.Dataset:

@@ -141,22 +141,23 @@ def plot_links(
 
     Args:
         links: as ``strongest_links`` returns them, or ``thinned``; of each region one link tells more than fifty of its
-            neighbours.
+            neighbours. Without any the map is empty, and says so.
         grid: of the nodes, for the extent of the map.
         title: by default how many links of what length.
         source: for the grey line: the model.
         cmap: by default the darker part of magma.
-
-    Raises:
-        ValueError: if there is no link.
     """
-    if links.empty:
-        raise ValueError("there is no link to draw; ask for shorter ones, or for a higher level of significance")
     blank = xr.DataArray(np.zeros(grid.shape), grid.coordinates(), _DIMS)
     geography = Geography.of(from_antimeridian(blank))
     shortest = f" beyond {links.attrs['min_km']:,g} km" if links.attrs.get("min_km") else ""
-    figure, [[axes]] = map_sheet(geography, [False], 1, title or f"The {len(links)} strongest learned links{shortest}")
+    told = "Learned links" if len(links) else "No learned link"
+    figure, [[axes]] = map_sheet(
+        geography, [False], 1, title or f"{told}{shortest}{', the strongest' * bool(len(links))}"
+    )
     geography.draw(axes, np.zeros(geography.grid.shape), cmap=ListedColormap(["#F3F3F1"]), norm=Normalize(0, 1))
+    if links.empty:
+        write_footer(figure, origin(blank.assign_attrs(source=source)))
+        return figure
     links = links.sort_values("weight", kind="stable")
     norm = Normalize(float(links["weight"].min()) * 0.999, float(links["weight"].max()))
     colours = _dark(cmap)

@@ -137,7 +137,7 @@ def test_arcs_lead_from_source_to_target_and_the_strongest_is_on_top():
     assert len(axes.lines) == 4
     np.testing.assert_allclose(rings[1].get_xydata()[0], strong.get_segments()[0][0])
     assert "ring: source, dot: target" in grey_line(figure)
-    assert figure.get_suptitle() == "The 2 strongest learned links"
+    assert figure.get_suptitle() == "Learned links, the strongest"
 
 
 def test_an_arc_over_the_date_line_leaves_a_map_of_the_globe_and_comes_in_again():
@@ -151,8 +151,14 @@ def test_an_arc_over_the_date_line_leaves_a_map_of_the_globe_and_comes_in_again(
     assert abs(out[-1, 0]) > 0.9 * edge
     pacific = Grid(np.linspace(10, 60, 11), np.linspace(120, 260, 29))
     assert len(arcs_of(plot_links(table((35, 140, 40, 235, 0.5)), pacific))[0].get_segments()) == 1
-    with pytest.raises(ValueError, match="there is no link to draw"):
-        plot_links(table(), GLOBE)
+
+
+def test_without_links_the_map_says_so():
+    none = table()
+    none.attrs["min_km"] = 1000.0
+    figure = plot_links(none, AMERICA)
+    assert figure.get_suptitle() == "No learned link beyond 1,000 km"
+    assert not arcs_of(figure)
 
 
 def test_neighbours_of_a_stronger_link_are_left_out():
