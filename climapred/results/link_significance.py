@@ -71,8 +71,9 @@ def null_p_values(
 def seed_p_values(weights: xr.DataArray) -> xr.DataArray:
     """Return the p-value of each pair: how likely seeds that do not agree on it give a mean weight this far above the rest.
 
-    A one-sided t-test: mean over the seeds against the mean over all pairs (with other dims than ``member``), in units of the
-    scatter of the pair over the S seeds, s / sqrt(S), with S - 1 degrees of freedom.
+    A one-sided t-test: mean over the seeds against that of the typical pair, the median over all of them, in units of the
+    scatter of the pair over the S seeds, s / sqrt(S), with S - 1 degrees of freedom. (The mean over all pairs would be that
+    of the neighbours, which outweigh all others.)
 
     Args:
         weights: of models of several seeds, dim ``member`` among others.
@@ -82,7 +83,7 @@ def seed_p_values(weights: xr.DataArray) -> xr.DataArray:
     """
     mean = weights.mean("member", skipna=False)
     _, members = _aligned(mean, weights, least=2)
-    excess = mean.values - mean.values.mean()
+    excess = mean.values - np.median(mean.values)
     found = _t_test(excess, members.std(axis=0, ddof=1), 1 / len(members), len(members))
     return _described(mean, found, f"p-value over {len(members)} seeds")
 
