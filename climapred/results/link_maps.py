@@ -159,7 +159,8 @@ def plot_links(
         write_footer(figure, origin(blank.assign_attrs(source=source)))
         return figure
     links = links.sort_values("weight", kind="stable")
-    norm = Normalize(float(links["weight"].min()) * 0.999, float(links["weight"].max()))
+    low, high = float(links["weight"].min()), float(links["weight"].max())
+    norm = Normalize(low if low < 0.95 * high else 0.0, high)  # weights that are all alike are all dark
     colours = _dark(cmap)
     columns = ("source_latitude", "source_longitude", "target_latitude", "target_longitude", "weight")
     for rank, (*places, weight) in enumerate(links[list(columns)].to_numpy(np.float64).tolist()):
