@@ -1,6 +1,6 @@
 """Whether planted links are found: the learned adjacency of LS-NTP, lagged correlation, ridge regression; and what it gains.
 
-    python benchmarks/links.py [--out benchmarks/results/links.md] [--epochs 10] [--seeds 1] [--only NAME ...]
+    python benchmarks/links.py [--out benchmarks/results/links.md] [--epochs 10] [--seeds 1] [--kept FILE] [--only NAME ...]
 
 Four years of synthetic temperature (climapred.testing) every 6 hours on 13 x 25 points, 5 degrees, with four links between
 boxes 6,100 to 7,000 km apart: a target follows its source 12 to 24 hours later, a kelvin for a kelvin of the source's mean. All
@@ -28,6 +28,7 @@ Perfect: the equations of the sample, without the noise and the air from outside
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import tempfile
 import time
@@ -259,14 +260,24 @@ def influence(data: Data, module: nn.Module, windows: int = 8) -> np.ndarray:
     return (total / windows).abs().amax(dim=1).numpy()
 
 
-def measured(data: Data, name: str, *, epochs: int, seed: int) -> dict[str, Any]:
+def measured(data: Data, name: str, *, epochs: int, seed: int, kept: Path | None) -> dict[str, Any]:
+    """Return the error of a network and what it found; from the file of what was measured before, if it is there."""
+    key = f"{name}, {epochs} epochs, seed {seed}"
+    for line in kept.read_text(encoding="utf-8").splitlines() if kept is not None and kept.exists() else ():
+        if (row := json.loads(line))["network"] == key:
+            return {
+                kind: Recovery(*value) if isinstance(value, list) else value for kind, value in row["found"].items()
+            }
     began = time.perf_counter()
     module = trained(data, name, epochs=epochs, seed=seed)
     found: dict[str, Any] = {"mae": network_error(data, module), "influence": data.recovery(influence(data, module))}
     if (shared := module.network.shared) is not None:
         with torch.no_grad():
             found["adjacency"] = data.recovery(shared().abs().numpy())
-    print(f"{name}, seed {seed}: {found}, {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"{key}: {found}, {time.perf_counter() - began:.0f} s", flush=True)
+    if kept is not None:
+        with kept.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"network": key, "found": found}) + "\n")
     return found
 
 
@@ -280,14 +291,16 @@ def cells(found: list[Recovery] | None) -> str:
     return " | ".join(" to ".join(dict.fromkeys(f"{value:.3f}" for value in both)) for both in ends)
 
 
-def table(data: Data, names: list[str], *, epochs: int, seeds: int) -> list[str]:
+def table(data: Data, names: list[str], *, epochs: int, seeds: int, kept: Path | None) -> list[str]:
     plain: list[tuple[str, float | None, str, list[Recovery] | None]] = [
         (name, error, "", None) for name, error in bounds(data).items()
     ]
     plain += [(name, None, "correlation", [found]) for name, found in pearson(data).items()]
     error, found = ridge(data)
     plain.append(("ridge regression", error, "coefficients", [found]))
-    runs = {name: [measured(data, name, epochs=epochs, seed=seed) for seed in range(seeds)] for name in names}
+    runs = {
+        name: [measured(data, name, epochs=epochs, seed=seed, kept=kept) for seed in range(seeds)] for name in names
+    }
     errors = {name: float(np.mean([one["mae"] for one in of])) for name, of in runs.items()}
     lines = [
         "| | MAE, K | of ConvLSTM's | scored | precision | AUC | direction |",
@@ -313,11 +326,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "links.md")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--kept", type=Path, help="JSON lines of the networks that are measured; those are not trained again"
+    )
     parser.add_argument("--only", nargs="*", choices=NETWORKS, default=list(NETWORKS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = Data()
-    lines = table(data, options.only, epochs=options.epochs, seeds=options.seeds)
+    lines = table(data, options.only, epochs=options.epochs, seeds=options.seeds, kept=options.kept)
     pairs = f"{int(data.planted.sum())} planted pairs among {int(data.far.sum()):,} beyond {MIN_KM:,.0f} km"
     about = (
         f"{pairs}; {options.epochs} epochs, seeds: {options.seeds}; {platform.machine()}, torch {torch.__version__}."
