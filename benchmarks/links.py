@@ -43,11 +43,12 @@ from torch import Tensor, nn
 
 from climapred.data.statistics import training_statistics
 from climapred.grid import Grid
-from climapred.learning.artefact import Scaling, scaled_network
+from climapred.learning.artefact import Scaling, TrainedModel, scaled_network
 from climapred.learning.dataset import WindowDataset
+from climapred.learning.influence import influence
 from climapred.learning.loader import WindowLoader
 from climapred.learning.training import Training, fit
-from climapred.learning.windows import Window, chronological_split
+from climapred.learning.windows import Window, chronological_split, time_step
 from climapred.models.adjacency import LearnedAdjacency, heard
 from climapred.models.convlstm import ConvLSTMCell, joined
 from climapred.models.recurrent import Layers, in_form
@@ -62,7 +63,7 @@ LINKS = (
     Link(source=(40, 55, 280, 300), target=(25, 40, 205, 225), lag_hours=24, strength=1.0),
 )
 YEARS, WINDOW, MIN_KM = 4, Window(5, 4), 1000.0
-HIDDEN, EMBEDDING, BATCH, STRIDE, STARTS = 8, 32, 32, 2, 4
+HIDDEN, EMBEDDING, BATCH, STRIDE, STARTS, INFLUENCES = 8, 32, 32, 2, 4, 8
 SMALL: dict[str, Any] = {"hidden": HIDDEN, "layers": 1}
 FREE: dict[str, Any] = {"directed": True, "floor": False}
 
@@ -219,10 +220,10 @@ def ridge(data: Data) -> tuple[float, Recovery]:
 # --- networks ---
 
 
-def trained(data: Data, name: str, *, epochs: int, seed: int) -> nn.Module:
+def trained(data: Data, name: str, *, epochs: int, seed: int) -> TrainedModel:
     architecture, options, other = NETWORKS[name]
     about: Any = {"scaling": Scaling(), "statistics": data.known, "variables": ("t2m",), "window": WINDOW}
-    module, _ = scaled_network(architecture, options, seed=seed, **about)
+    module, orders = scaled_network(architecture, options, seed=seed, **about)
     if other is not None:
         torch.manual_seed(seed)
         module.network = other()
@@ -235,7 +236,9 @@ def trained(data: Data, name: str, *, epochs: int, seed: int) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         training = Training(epochs=epochs, batch_size=BATCH, seed=seed)
         fit(module, *loaders, history=WINDOW.history, training=training, folder=Path(folder), show_progress=False)
-    return module
+    return TrainedModel(
+        name, architecture, options, Scaling(), orders, ("t2m",), GRID, WINDOW, time_step(data.times), module
+    )
 
 
 def network_error(data: Data, module: nn.Module) -> float:
@@ -248,18 +251,6 @@ def network_error(data: Data, module: nn.Module) -> float:
     return float(torch.cat(errors).mean())
 
 
-def influence(data: Data, module: nn.Module, windows: int = 8) -> np.ndarray:
-    """Return how much each point's forecast changes with each point's past, (N, N), kelvin per kelvin."""
-    total = torch.zeros(GRID.size, WINDOW.history, GRID.size)
-    for start in np.linspace(*data.split.train, windows + 2)[1:-1].astype(int):
-        batch = data.windows[[start]]
-        frames = batch.fields[:, : WINDOW.history].expand(GRID.size, -1, -1, -1, -1).clone().requires_grad_()
-        forecast = module(frames, batch.calendar.expand(GRID.size, -1, -1)).mean(dim=(1, 2)).flatten(1)
-        (gradient,) = torch.autograd.grad(forecast.diagonal().sum(), frames)
-        total += gradient[:, :, 0].flatten(2)
-    return (total / windows).abs().amax(dim=1).numpy()
-
-
 def measured(data: Data, name: str, *, epochs: int, seed: int, kept: Path | None) -> dict[str, Any]:
     """Return the error of a network and what it found; from the file of what was measured before, if it is there."""
     key = f"{name}, {epochs} epochs, seed {seed}"
@@ -269,9 +260,13 @@ def measured(data: Data, name: str, *, epochs: int, seed: int, kept: Path | None
                 kind: Recovery(*value) if isinstance(value, list) else value for kind, value in row["found"].items()
             }
     began = time.perf_counter()
-    module = trained(data, name, epochs=epochs, seed=seed)
-    found: dict[str, Any] = {"mae": network_error(data, module), "influence": data.recovery(influence(data, module))}
-    if (shared := module.network.shared) is not None:
+    model = trained(data, name, epochs=epochs, seed=seed)
+    windows = data.times[np.linspace(*data.split.train, INFLUENCES + 2)[1:-1].astype(int) + WINDOW.last_seen]
+    found: dict[str, Any] = {
+        "mae": network_error(data, model.module),
+        "influence": data.recovery(influence(model, data.fields, windows)),
+    }
+    if (shared := model.module.network.shared) is not None:
         with torch.no_grad():
             found["adjacency"] = data.recovery(shared().abs().numpy())
     print(f"{key}: {found}, {time.perf_counter() - began:.0f} s", flush=True)

@@ -45,6 +45,7 @@ _HOMES = {
     "from_weatherbench": "results.cf",
     "harmonise": "data.harmonise",
     "hub_map": "results.correlations",
+    "influence": "learning.influence",
     "inspect_source": "data.inspect",
     "load_model": "learning.artefact",
     "null_p_values": "results.link_significance",
