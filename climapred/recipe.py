@@ -309,7 +309,7 @@ class CorrelationsRecipe(_Section):
     surrogate: Literal["phase", "block"] = "phase"
     length_km: Real = Field(500.0, ge=0)
     block_hours: Real = Field(240.0, gt=0)
-    method: Literal["gaussian", "pooled", "empirical"] = "gaussian"
+    method: Literal["pooled", "gaussian", "empirical"] = "pooled"
 
     @model_validator(mode="after")
     def _enough(self) -> CorrelationsRecipe:

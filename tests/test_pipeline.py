@@ -248,7 +248,7 @@ def test_a_large_grid_keeps_the_strongest_links_of_each_point(tiny_run, monkeypa
     assert (tiny_run.out / "maps/correlation_graph_40N_260E.png").exists()
 
 
-LINKS = "correlations={seeds: 1, surrogates: 2, length_km: 1500, method: pooled}"
+LINKS = "correlations={seeds: 1, surrogates: 2, length_km: 1500}"
 VARIATIONS = ["train graph seed 1", "train graph surrogate 1", "train graph surrogate 2"]
 
 
@@ -296,7 +296,7 @@ def test_surrogates_keep_the_climatology_and_the_spectrum_and_their_seed(finishe
     ("overrides", "message"),
     [
         (["correlations.seeds=1", "models.0.options={long_range: false}"], "no model learns links"),
-        (["correlations.surrogates=1"], "one surrogate has no spread"),
+        (["correlations={surrogates: 1, method: gaussian}"], "one surrogate has no spread"),
         (["correlations.surrogate=fourier"], "'phase' or 'block'"),
     ],
 )

@@ -15,7 +15,8 @@ A training is costly, so there are few members, M. What they can show:
                 must stand out among thousands.
     gaussian    the weight against a normal distribution fitted to the members, by Student's t with M - 1 degrees of freedom:
                 t = (w - mean) / (s sqrt(1 + 1 / M)). It can be as small as you like, by the assumption that the tail is
-                normal; with M = 3 the tail of t is fat, and only weights far outside pass.
+                normal; but with M = 5 the tail of t is so fat that of a hundred thousand pairs next to none passes
+                (benchmarks/results/links.md). It takes M = 10 or more.
     pooled      p = (1 + number of null weights of all pairs at about the same distance, over all members, that are at least as
                 large) / (1 + their number). Thousands of pairs make up for few members, if pairs at the same distance are
                 alike where no link is; members of one training are not independent, so take it for a ranking with a
@@ -34,14 +35,14 @@ import numpy.typing as npt
 import xarray as xr
 from scipy.stats import false_discovery_control, t
 
-Method = Literal["empirical", "gaussian", "pooled"]
+Method = Literal["pooled", "gaussian", "empirical"]
 Floats = npt.NDArray[np.float64]
 
 _BANDS = 20  # of distance, with as many pairs each
 
 
 def null_p_values(
-    weights: xr.DataArray, null: xr.DataArray, *, method: Method = "gaussian", distance: xr.DataArray | None = None
+    weights: xr.DataArray, null: xr.DataArray, *, method: Method = "pooled", distance: xr.DataArray | None = None
 ) -> xr.DataArray:
     """Return the p-value of each weight, one-sided: how likely the null gives one as large or larger.
 

@@ -41,7 +41,7 @@ def test_a_planted_link_stands_out_where_the_method_can_show_it():
     assert not significant(found["empirical"]).any()
     assert float(found["pooled"][3, 7]) == pytest.approx(1 / (1 + 5 * 30 * 30 / 20), rel=0.05)  # a band of a twentieth
     assert float(found["gaussian"][3, 7]) < 1e-4
-    assert bool(significant(null_p_values(given, as_null(pairs(60, 30, 30, seed=5))))[3, 7])
+    assert bool(significant(null_p_values(given, as_null(pairs(60, 30, 30, seed=5)), method="gaussian"))[3, 7])
 
 
 def test_the_gaussian_p_value_is_that_of_a_new_value_against_a_sample():
@@ -50,7 +50,7 @@ def test_the_gaussian_p_value_is_that_of_a_new_value_against_a_sample():
 
     sample, value = pairs(4, 1, 1, seed=6), 1.7
     expected = t.sf((value - sample.mean()) / (sample.std(ddof=1) * np.sqrt(1.25)), 3)
-    found = null_p_values(xr.DataArray([[value]], dims=DIMS), as_null(sample))
+    found = null_p_values(xr.DataArray([[value]], dims=DIMS), as_null(sample), method="gaussian")
     assert found.item() == pytest.approx(expected)
 
 
@@ -68,7 +68,7 @@ def test_seeds_that_agree_are_told_by_a_t_test():
 
 
 def test_a_null_without_scatter_is_certain():
-    found = null_p_values(xr.DataArray([[1.0, 0.0, -1.0]], dims=DIMS), as_null(np.zeros((3, 1, 3))))
+    found = null_p_values(xr.DataArray([[1.0, 0.0, -1.0]], dims=DIMS), as_null(np.zeros((3, 1, 3))), method="gaussian")
     np.testing.assert_array_equal(found, [[0, 1, 1]])
 
 
@@ -89,12 +89,12 @@ def test_benjamini_and_hochberg_hold_the_share_of_false_discoveries():
 def test_errors_name_what_was_wanted():
     weights, null = xr.DataArray(pairs(3, 3), dims=DIMS), as_null(pairs(2, 3, 3))
     with pytest.raises(ValueError, match="needs 2 members or more, got 1"):
-        null_p_values(weights, null[:1])
+        null_p_values(weights, null[:1], method="gaussian")
     with pytest.raises(ValueError, match="the null must have the dims"):
-        null_p_values(weights, weights)
+        null_p_values(weights, weights, method="gaussian")
     with pytest.raises(ValueError, match=r"the shape of the weights, \(3, 3\), got \(3, 2\)"):
-        null_p_values(weights, null[:, :, :2])
-    with pytest.raises(ValueError, match="method must be one of empirical, gaussian, pooled, got 'normal'"):
+        null_p_values(weights, null[:, :, :2], method="gaussian")
+    with pytest.raises(ValueError, match="method must be one of pooled, gaussian, empirical, got 'normal'"):
         null_p_values(weights, null, method="normal")
     with pytest.raises(ValueError, match="'pooled' needs the distance"):
         null_p_values(weights, null, method="pooled")
