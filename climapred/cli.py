@@ -330,6 +330,12 @@ def plot(
     direction: Annotated[
         Literal["listens", "heard"], typer.Option(help="whom the place listens to, or who listens to it")
     ] = "listens",
+    show: Annotated[
+        Literal["map", "arcs", "hubs", "distance"],
+        typer.Option(help="of correlations: of one place, the strongest links, sums of rows and columns, by distance"),
+    ] = "map",
+    beyond: Annotated[float, typer.Option(metavar="KM", min=0, help="shortest links of arcs and hubs")] = 1000.0,
+    count: Annotated[int, typer.Option(min=1, help="most arcs")] = 30,
     hatch: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="hatched where this is true: not significant")
     ] = None,
@@ -357,6 +363,9 @@ def plot(
             against=against,
             place=parse_place(*at) if at else None,
             direction=direction,
+            show=show,
+            min_km=beyond,
+            count=count,
             hatched=hatch,
             limits=limits,
             centre=centre,

@@ -25,7 +25,7 @@ import pandas as pd
 import xarray as xr
 from rich.console import Console
 
-from climapred import stages, verification
+from climapred import link_stages, stages, verification
 from climapred.data.locks import locked
 from climapred.data.regrid import Method, Regridder, source_grid
 from climapred.data.sources import source_identity
@@ -33,6 +33,7 @@ from climapred.grid import Grid, ReducedGrid
 from climapred.learning.order import Share
 from climapred.learning.windows import time_step
 from climapred.recipe import GridRecipe, Recipe, RecipeError, dump_recipe, load_recipe, located
+from climapred.results.adjacency import DENSE_NODES
 from climapred.results.baselines import BASELINES
 from climapred.stages import Run
 from climapred.whole import write_text
@@ -250,6 +251,7 @@ def check(recipe: Recipe, path: str | Path) -> None:
                     "training.loss_on_seen is for networks that forecast the frames that they read; set options: "
                     "{one_pass: true}"
                 )
+    _check_links(recipe, path, grid)
     _check_maps(recipe, path, grid, times)
     for name in recipe.scores.external:  # read at the end of a run that may take hours
         with located(path, f"scores.external.{name}"):
@@ -281,6 +283,16 @@ def _check_covered(source: Grid, target: Grid, method: Method) -> None:
                 f"{outside[0]:g}: the data's run from {edges[0]:g} to {edges[-1]:g}; choose a region inside, or leave "
                 "out `grid` to keep the source's own"
             )
+
+
+def _check_links(recipe: Recipe, path: str | Path, grid: Grid) -> None:
+    if not (recipe.correlations.seeds or recipe.correlations.surrogates):
+        return
+    with located(path, "correlations"):
+        if not any(link_stages.learns_links(model) for model in recipe.models):
+            raise ValueError("no model learns links that could be tested: that takes an `ls_ntp` with its long range")
+        if grid.size > DENSE_NODES:
+            raise ValueError(f"significance is told of all pairs, for at most {DENSE_NODES} points, got {grid}")
 
 
 def _check_maps(recipe: Recipe, path: str | Path, grid: Grid, times: stages.Times) -> None:
@@ -323,11 +335,14 @@ def _units(run: Run) -> Iterator[Unit]:
         outputs = (out / "models" / model.name / "model.json",)
         work = partial(stages.train, run, model, trained[model.name])
         yield Unit("train", f"train {model.name}", trained[model.name], outputs, work)
+    yield from _variations(run, trained)
     title = recipe.title or recipe.name
     forecasts = {name: _fingerprint("forecast", fingerprint, stride, title) for name, fingerprint in trained.items()}
     for name, fingerprint in forecasts.items():
         work = partial(stages.forecast_model, run, name)
         yield Unit("forecast", f"forecast {name}", fingerprint, (run.forecast_path(name),), work)
+    links = _links(run, trained)
+    yield from links
     for name in recipe.forecast.baselines:
         fingerprint = _fingerprint(name, known, window, stride, title)
         work = partial(stages.forecast_baseline, run, name)
@@ -338,10 +353,39 @@ def _units(run: Run) -> Iterator[Unit]:
     scores = _fingerprint("scores", known, forecasts, further, _plain(recipe.scores), *compared)
     tables = tuple(out / name for name in verification.score_files(recipe))
     yield Unit("evaluate", "scores", scores, tables, partial(verification.evaluate, run))
-    maps = _fingerprint("maps", scores, forecasts, _plain(recipe.maps))
+    maps = _fingerprint("maps", scores, forecasts, _plain(recipe.maps), *(unit.fingerprint for unit in links))
     yield Unit("maps", "maps", maps, (out / "maps",), partial(stages.maps, run))
     page = _fingerprint("report", maps, known, trained, _plain(recipe))  # it shows the recipe
     yield Unit("maps", "report", page, (out / "report.html",), partial(stages.report, run))
+
+
+def _variations(run: Run, trained: dict[str, str]) -> Iterator[Unit]:
+    """Yield the further trainings that tell how sure the links of a model are."""
+    data = _surrogate_keys(run.recipe)
+    for model in run.recipe.models:
+        for one in link_stages.variations(run.recipe, model):
+            about = [one.kind, one.number, *(data if one.kind == "surrogate" else [])]
+            fingerprint = _fingerprint("variation", trained[model.name], *about)
+            outputs = (run.out / "models" / model.name / one.folder / "model.json",)
+            work = partial(stages.train, run, model, fingerprint, one)
+            yield Unit("train", f"train {model.name} {one.kind} {one.number}", fingerprint, outputs, work)
+
+
+def _links(run: Run, trained: dict[str, str]) -> list[Unit]:
+    """Return the writing of adjacencies with p-values, for the models that have further trainings."""
+    units = []
+    for model in run.recipe.models:
+        if link_stages.variations(run.recipe, model):
+            fingerprint = _fingerprint("links", trained[model.name], _plain(run.recipe.correlations))
+            outputs = (run.out / "correlations" / f"{model.name}.nc",)
+            work = partial(link_stages.write_links, run, model)
+            units.append(Unit("forecast", f"links {model.name}", fingerprint, outputs, work))
+    return units
+
+
+def _surrogate_keys(recipe: Recipe) -> list[Any]:
+    keys = recipe.correlations
+    return [keys.surrogate, keys.length_km if keys.surrogate == "phase" else keys.block_hours]
 
 
 def _is_finished(unit: Unit, finished: dict[str, str | None]) -> bool:

@@ -317,6 +317,27 @@ class ScoresRecipe(_Section):
     external: dict[Name, ExternalRecipe] = {}
 
 
+class CorrelationsRecipe(_Section):
+    """How sure the learned links are: further trainings of each model that has links, from other seeds and on surrogates.
+
+    See ``results.surrogates`` for what those keep (``length_km`` 0: each point by itself, .inf: all alike; "block": each
+    point by itself), and ``results.link_significance`` for what few of them can show.
+    """
+
+    seeds: int = Field(0, ge=0)
+    surrogates: int = Field(0, ge=0)
+    surrogate: Literal["phase", "block"] = "phase"
+    length_km: Real = Field(500.0, ge=0)
+    block_hours: Real = Field(240.0, gt=0)
+    method: Literal["pooled", "gaussian", "empirical"] = "pooled"
+
+    @model_validator(mode="after")
+    def _enough(self) -> CorrelationsRecipe:
+        if self.method == "gaussian" and self.surrogates == 1:
+            raise ValueError("one surrogate has no spread; take 2 or more, or `method: pooled`")
+        return self
+
+
 class MapsRecipe(_Section):
     """Start times and leads of the forecast maps, and the places whose learned correlation is drawn (latitude, longitude)."""
 
@@ -345,6 +366,7 @@ class Recipe(_Section):
     loader: LoaderRecipe = LoaderRecipe()
     forecast: ForecastRecipe = ForecastRecipe()
     scores: ScoresRecipe = ScoresRecipe()
+    correlations: CorrelationsRecipe = CorrelationsRecipe()
     maps: MapsRecipe = MapsRecipe()
 
     def ending(self, variable: str) -> str:
@@ -487,6 +509,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "forecast": ForecastRecipe,
     "scores": ScoresRecipe,
     "external": ExternalRecipe,
+    "correlations": CorrelationsRecipe,
     "maps": MapsRecipe,
 }
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from climapred.data.store import open_statistics, open_store, write_statistics
 from climapred.grid import Grid, cell_areas
 from climapred.learning.order import Share
 from climapred.learning.windows import Split, Window, chronological_split, refuse_leaks, time_step
+from climapred.link_stages import Variation, correlation_maps, variations, varied, write_adjacency
 from climapred.recipe import GridRecipe, ModelRecipe, Recipe, SampleRecipe
 from climapred.results.baselines import BASELINES, FURTHER_BASELINES
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from climapred.learning.artefact import Scaling
     from climapred.learning.loader import WindowLoader
+    from climapred.learning.training import Training
 
 Times = npt.NDArray[np.datetime64]
 Figures = Iterator[tuple[str, Callable[[], "Figure"]]]
@@ -206,22 +208,25 @@ def statistics(run: Run) -> None:
         progress(1, 1)
 
 
-def train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
-    """Train one model and save it, in as many processes as the recipe says."""
+def train(run: Run, recipe: ModelRecipe, fingerprint: str, variation: Variation | None = None) -> None:
+    """Train one model, or a variation of it, and save it, in as many processes as the recipe says."""
     from climapred.learning.launch import together
 
     training, alone = run.recipe.training, Share.current().world == 1
     if alone and (training.processes > 1 or training.strategy == "fsdp"):
-        together(_train_in_process, (run.recipe, run.out, recipe, fingerprint, run.console.quiet), training.processes)
+        task = (run.recipe, run.out, recipe, fingerprint, variation, run.console.quiet)
+        together(_train_in_process, task, training.processes)
     else:
-        _train(run, recipe, fingerprint)
+        _train(run, recipe, fingerprint, variation)
 
 
-def _train_in_process(recipe: Recipe, out: Path, model: ModelRecipe, fingerprint: str, quiet: bool) -> None:
-    _train(Run(recipe, out, console=Console(stderr=True, quiet=quiet)), model, fingerprint)
+def _train_in_process(
+    recipe: Recipe, out: Path, model: ModelRecipe, fingerprint: str, variation: Variation | None, quiet: bool
+) -> None:
+    _train(Run(recipe, out, console=Console(stderr=True, quiet=quiet)), model, fingerprint, variation)
 
 
-def _train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
+def _train(run: Run, recipe: ModelRecipe, fingerprint: str, variation: Variation | None) -> None:
     """Train one model, alone or as one of several processes, the first of which saves it."""
     from climapred.learning.artefact import Scaling, TrainedModel, save_model, scaled_network
     from climapred.learning.training import Training, fit
@@ -229,6 +234,9 @@ def _train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
     fields, known = open_store(run.store), open_statistics(run.store)
     times, variables, first = fields["time"].values, run.recipe.source.variables, Share.current().rank == 0
     training = Training(**run.recipe.training.model_dump())
+    folder, grid = run.out / "models" / recipe.name, Grid.of(fields)
+    if variation is not None:
+        folder, training = folder / variation.folder, replace(training, seed=training.seed + variation.number)
     scaling = Scaling(recipe.inputs, recipe.target, recipe.forcings)
     module, orders = scaled_network(
         recipe.architecture,
@@ -240,11 +248,13 @@ def _train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
         seed=training.seed,
     )
     if first:
-        run.console.print(f"train: {recipe.name}, {sum(p.numel() for p in module.network.parameters()):,} parameters")
-    folder, grid = run.out / "models" / recipe.name, Grid.of(fields)
+        what = recipe.name if variation is None else f"{recipe.name} {variation.kind} {variation.number}"
+        run.console.print(f"train: {what}, {sum(p.numel() for p in module.network.parameters()):,} parameters")
     outcome = fit(
         module,
-        *_loaders(run, fields[list(variables)], orders, scaling),
+        *_loaders(
+            run, fields[list(variables)], training, orders, scaling, lambda seen: varied(run, seen, known, variation)
+        ),
         history=run.window.history,
         training=training,
         folder=folder,
@@ -275,18 +285,23 @@ def _train(run: Run, recipe: ModelRecipe, fingerprint: str) -> None:
 
 
 def _loaders(
-    run: Run, fields: xr.Dataset, orders: tuple[int, int] | None, scaling: Scaling
+    run: Run,
+    fields: xr.Dataset,
+    training: Training,
+    orders: tuple[int, int] | None,
+    scaling: Scaling,
+    prepare: Callable[[xr.Dataset], xr.Dataset],
 ) -> tuple[WindowLoader, WindowLoader]:
     """Return the training and validation batches; the test period is out of their reach."""
     from climapred.learning.dataset import WindowDataset
     from climapred.learning.loader import WindowLoader
 
-    times, window, keys, training = fields["time"].values, run.window, run.recipe.loader, run.recipe.training
+    times, window, keys = fields["time"].values, run.window, run.recipe.loader
     split = run.split(times)
     periods = ("train", "validation", "test")
     starts = {name: split.starts(name, times, window, stride=run.recipe.window.stride) for name in periods}
     refuse_leaks(times, window, starts)
-    seen = fields.isel(time=slice(0, split.validation[1]))
+    seen = prepare(fields.isel(time=slice(0, split.validation[1])))
     dataset = WindowDataset(seen, window, orders, forcings=scaling.forcings, missing=scaling.missing)
     options: Any = {"tier": keys.tier, "memory_limit": keys.memory_limit_mb * 2**20, "workers": keys.workers}
     return (
@@ -299,7 +314,7 @@ def forecast_model(run: Run, name: str) -> None:
     """Forecast from every test window, and write the learned adjacency of models that have one."""
     from climapred.learning.artefact import load_model
     from climapred.learning.forecast import rollout
-    from climapred.results.cf import adjacency_to_cf, to_cf, write_netcdf
+    from climapred.results.cf import to_cf
     from climapred.results.cf_stream import write_forecasts
 
     model, fields = load_model(run.out / "models" / name), open_store(run.store)
@@ -315,13 +330,8 @@ def forecast_model(run: Run, name: str) -> None:
             overwrite=True,
             progress=progress,
         )
-    weights = model.adjacency()
-    if weights is None:  # a model of this name may have had one before
-        (run.out / "correlations" / f"{name}.nc").unlink(missing_ok=True)
-    else:
-        (run.out / "correlations").mkdir(exist_ok=True)
-        adjacency = adjacency_to_cf(weights, model.node_grid, source=origin)
-        write_netcdf(adjacency, run.out / "correlations" / f"{name}.nc")
+    if not any(model.name == one.name and variations(run.recipe, one) for one in run.recipe.models):
+        write_adjacency(run, model, origin)  # else it is written with its p-values
 
 
 def forecast_baseline(run: Run, name: str) -> None:
@@ -383,7 +393,7 @@ def maps(run: Run) -> None:
         drawn = [
             figure for variable in variables for draw in (_forecast_maps, _score_maps) for figure in draw(run, variable)
         ]
-        figures = [*drawn, *_correlation_maps(run)]
+        figures = [*drawn, *correlation_maps(run)]
         for count, (name, draw) in enumerate(figures, start=1):
             unfinished.mkdir(exist_ok=True)
             save_figure(draw(), unfinished / f"{name}.png")
@@ -449,29 +459,6 @@ def _score_maps(run: Run, variable: str) -> Figures:
     shown, hatched = skill["skill"].assign_attrs(source=found.attrs["source"]), skill["not_significant"] == 1
     score = f"Skill against {skill.attrs['reference']}"
     yield f"skill{ending}", lambda: plot_errors(shown, score=score, centre=0.0, cmap="BrBG", hatched=hatched)
-
-
-def _correlation_maps(run: Run) -> Figures:
-    """What the recipe's places listen to; the middle of the grid where the recipe names none."""
-    from climapred.results.correlations import correlation_map
-    from climapred.results.maps import plot_correlations
-
-    grid = Grid.of(open_store(run.store))
-    middle = (float(np.median(grid.latitude)), float(np.median(grid.longitude)))
-    for model in run.recipe.models:
-        path = run.out / "correlations" / f"{model.name}.nc"
-        if not path.exists():
-            continue
-        with xr.open_dataset(path) as stored:
-            adjacency = stored.load()
-        for latitude, longitude in run.recipe.maps.points or (middle,):
-            weights = correlation_map(adjacency, latitude, longitude)
-            weights.attrs["source"] = adjacency.attrs["source"]
-
-            def draw(weights: xr.DataArray = weights, point: tuple[float, float] = (latitude, longitude)) -> Figure:
-                return plot_correlations(weights, point=point)
-
-            yield f"correlation_{model.name}_{latitude:g}N_{longitude:g}E", draw
 
 
 def version() -> str:

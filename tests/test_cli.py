@@ -398,6 +398,9 @@ def test_models_errors_are_clear(options, message):
         (["errors", "RUN", "--against", "climatology"], "skill.svg"),
         (["scores", "RUN/scores.csv", "--score", "rmse", "--score", "skill_damped"], "scores.png"),
         (["correlations", "RUN", "--at", "40N", "100W"], "place.png"),
+        (["correlations", "RUN", "--show", "arcs", "--beyond", 2000, "--count", 5], "arcs.pdf"),
+        (["correlations", "RUN", "--show", "hubs"], "hubs.svg"),
+        (["correlations", "RUN/correlations/graph.nc", "--show", "distance"], "distance.png"),
         (["animation", "RUN", "--model", "conv", "--start", "2001-10-11T12"], "film.gif"),
     ],
 )
@@ -434,6 +437,8 @@ def test_plot_takes_files_of_other_authors_and_names_its_file(tmp_path, monkeypa
             "a place is a latitude and a longitude such as 40N 100W",
         ),
         (["correlations", "FILE", "--at", "40N", "100W"], "adjacency must hold 'weight'"),
+        (["correlations", "FILE", "--show", "hubs"], "adjacency must hold 'weight'"),
+        (["correlations", "FILE"], "a correlation map is of a place (--at LATITUDE LONGITUDE"),
         (["scores", "FILE"], "FILE holds no scores"),
         (["animation", "FILE", "-o", "x.avi"], "path of an animation must end in .gif or .mp4, got 'x.avi'"),
     ],

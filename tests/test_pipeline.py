@@ -15,13 +15,15 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from climapred import pipeline, stages
+from climapred import link_stages, pipeline, stages
 from climapred.cli import _parse_baselines
 from climapred.data.locks import locked
 from climapred.data.store import open_statistics, open_store
 from climapred.learning.artefact import load_model
 from climapred.recipe import RecipeError, load_recipe
+from climapred.results import adjacency
 from climapred.results.cf import check_cf
+from climapred.results.pearson import anomalies
 from climapred.stages import Run
 from climapred.testing import synthetic_temperature, write_era5_grib, write_grib, write_ncep
 
@@ -79,6 +81,9 @@ def test_a_run_writes_what_the_house_says(finished_run):
         "maps/forecast_graph_20011011T12.png",
         "maps/forecast_conv_20011011T12.png",
         "maps/correlation_graph_40N_260E.png",
+        "maps/links_arcs_graph.png",
+        "maps/links_hubs_graph.png",
+        "maps/links_distance_graph.png",
         "journal.jsonl",
     }
     assert not {name for name in files if name.endswith((".partial", ".tmp", ".old"))}
@@ -353,7 +358,76 @@ def test_a_model_that_loses_its_adjacency_loses_its_correlations(tiny_run):
     overrides = ("models.0.architecture=convlstm", "models.0.options={hidden: 4}")
     assert run(tiny_run, *overrides) == ["train graph", "forecast graph", "scores", "maps", "report"]
     assert not (tiny_run.out / "correlations/graph.nc").exists()
-    assert not list((tiny_run.out / "maps").glob("correlation*"))
+    assert not list((tiny_run.out / "maps").glob("[cl]*"))
+
+
+def test_a_large_grid_keeps_the_strongest_links_of_each_point(tiny_run, monkeypatch):
+    monkeypatch.setattr(adjacency, "DENSE_NODES", 50)  # the grid has 72 points
+    assert run(tiny_run, "forecast.stride=40")[-2:] == ["maps", "report"]
+    path = tiny_run.out / "correlations/graph.nc"
+    assert check_cf(path) == []
+    with xr.open_dataset(path) as stored:
+        assert stored["weight"].dims == ("node_target", "link")
+        blocks = [weights for _, weights in adjacency.row_blocks(stored)]
+    np.testing.assert_array_equal(np.concatenate(blocks), load_model(tiny_run.out / "models/graph").adjacency())
+    assert (tiny_run.out / "maps/correlation_graph_40N_260E.png").exists()
+
+
+LINKS = "correlations={seeds: 1, surrogates: 2, length_km: 1500}"
+VARIATIONS = ["train graph seed 1", "train graph surrogate 1", "train graph surrogate 2"]
+
+
+def test_links_are_tested_against_other_seeds_and_surrogates(tiny_run):
+    """Each further training is a unit of its own, and resumes; a changed surrogate trains the surrogates again."""
+    before = weights(tiny_run.out)
+    assert run(tiny_run, LINKS) == [*VARIATIONS, "links graph", "maps", "report"]
+    assert run(tiny_run, LINKS) == []
+    assert weights(tiny_run.out) == before
+    found = [tiny_run.out / "models/graph", *sorted((tiny_run.out / "models/graph").glob("s*_*"))]
+    assert [path.name for path in found] == ["graph", "seed_1", "surrogate_1", "surrogate_2"]
+    own, seed, *surrogates = (load_model(path).adjacency() for path in found)
+    assert all(np.abs(own - other).max() > 0 for other in (seed, *surrogates))
+    assert check_cf(tiny_run.out / "correlations/graph.nc") == []
+    with xr.open_dataset(tiny_run.out / "correlations/graph.nc") as stored:
+        written = stored.load()
+    np.testing.assert_array_equal(written["weight"], own)
+    larger = np.maximum(written["p_value_seeds"], written["p_value_surrogates"])
+    np.testing.assert_array_equal(written["p_value"], larger)
+    above = [of - of.min(axis=1, keepdims=True) for of in (own, seed)]
+    excess = np.mean(above, axis=0)
+    excess = excess - np.median(excess)
+    np.testing.assert_array_equal(written["p_value_seeds"] < 0.5, excess > 0)
+    assert run(tiny_run, LINKS.replace("1500", "900"), until="train") == VARIATIONS[1:]
+    (tiny_run.out / "models/graph/seed_1/model.json").unlink()
+    assert run(tiny_run, LINKS.replace("1500", "900"), until="train") == VARIATIONS[:1]
+
+
+def test_surrogates_keep_the_climatology_and_the_spectrum_and_their_seed(finished_run):
+    recipe = load_recipe(finished_run.recipe, [LINKS])
+    task = stages.Run(recipe, finished_run.out, console=Console(quiet=True))
+    seen, known = open_store(task.store).isel(time=slice(0, 1000)), open_statistics(task.store)
+    one, other, again = (
+        link_stages.varied(task, seen, known, link_stages.Variation("surrogate", n)) for n in (1, 2, 1)
+    )
+    xr.testing.assert_identical(one, again)
+    assert float(abs(one["air"] - other["air"]).mean()) > 1
+    before, after = (anomalies(fields["air"].load(), known) for fields in (seen, one))
+    power = [np.abs(np.fft.rfft(x.values, axis=0)) for x in (before, after)]
+    np.testing.assert_allclose(power[1], power[0], rtol=1e-2, atol=1e-3 * power[0].max())  # float32 of 280 K
+    assert link_stages.varied(task, seen, known, None) is seen
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["correlations.seeds=1", "models.0.options={long_range: false}"], "no model learns links"),
+        (["correlations={surrogates: 1, method: gaussian}"], "one surrogate has no spread"),
+        (["correlations.surrogate=fourier"], "'phase' or 'block'"),
+    ],
+)
+def test_recipes_that_cannot_test_links_are_refused(tiny_recipe, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        run(tiny_recipe, *overrides)
 
 
 def test_changed_files_are_built_again(tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -25,6 +26,7 @@ from climapred.learning.windows import Window
 from climapred.models import build_model, grid_bound
 from climapred.models.adjacency import LearnedAdjacency
 from climapred.models.scaled import Inputs, Missing, Scaled, Target
+from climapred.models.sparse import SparseAdjacency
 from climapred.models.streamed import StreamedAdjacency
 from climapred.variables import VARIABLES
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 _MOST_NODES = 2**14
+_PAIRS_AT_ONCE = 2**22
 _GRID_AXES = ("latitude", "longitude", "latitude_bounds", "longitude_bounds")
 
 
@@ -97,19 +100,35 @@ class TrainedModel:
     def adjacency(self) -> np.ndarray | None:
         """Return the learned adjacency (N, N), row = target, nodes in C order of ``node_grid``; None if the model has none.
 
-        Of more than 16,384 nodes it would take more than a GiB, and is None too: ask ``module.network.shared()`` for blocks.
+        Raises:
+            ValueError: for more than 16,384 nodes, where it would take more than a GiB.
         """
-        shared = getattr(self.module.network, "shared", None)
-        if shared is None:
+        if not self.has_adjacency:
             return None
+        if self.node_grid.size > _MOST_NODES:
+            raise ValueError(f"the adjacency of {self.node_grid} is too large for one array; take adjacency_rows()")
+        return np.concatenate([*self.adjacency_rows()])
+
+    @property
+    def has_adjacency(self) -> bool:
+        """Whether the model learned one."""
+        return getattr(self.module.network, "shared", None) is not None
+
+    def adjacency_rows(self) -> Iterator[np.ndarray]:
+        """Yield the rows of the adjacency in order, (rows, N) float32, a few at a time: it may be larger than memory.
+
+        Raises:
+            ValueError: if the model has none.
+        """
+        if not self.has_adjacency:
+            raise ValueError(f"model {self.name} has no adjacency; LS-NTP with the long range, or AGCRN, learns one")
         with torch.no_grad():
-            made = shared()
-            if isinstance(made, StreamedAdjacency):
-                if len(made.targets) > _MOST_NODES:
-                    return None
-                made = made.block(slice(None))
-            weights: np.ndarray = getattr(made, "adjacency", made).float().cpu().numpy()
-        return weights
+            made = self.module.network.shared()  # type: ignore[operator]
+            made = getattr(made, "adjacency", made)  # AGCRN's stands among its weights
+            take = made.block if isinstance(made, StreamedAdjacency | SparseAdjacency) else made.__getitem__
+            count = max(1, _PAIRS_AT_ONCE // self.node_grid.size)
+            for start in range(0, self.node_grid.size, count):
+                yield take(slice(start, start + count)).float().cpu().numpy()
 
     @property
     def node_grid(self) -> Grid:

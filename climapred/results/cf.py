@@ -27,9 +27,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from climapred.grid import Grid
+from climapred.results.adjacency import adjacency_dataset, grid_of
 from climapred.results.cf_check import check_cf
 from climapred.results.cf_write import pack, whole_unit, write_dataset, write_netcdf, write_zarr
-from climapred.results.correlations import adjacency_dataset
 from climapred.variables import VARIABLES, canonical_name
 
 __all__ = [
@@ -298,8 +298,8 @@ def from_weatherbench(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def adjacency_to_cf(
-    weights: npt.NDArray[np.floating],
-    grid: Grid,
+    weights: npt.NDArray[np.floating] | xr.Dataset,
+    grid: Grid | None = None,
     *,
     source: str,
     title: str = "Learned correlations between grid points",
@@ -307,12 +307,13 @@ def adjacency_to_cf(
     history: str | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Return learned weights between grid points as CF-1.11: ``weight``, dims (node_target, node_source).
+    """Return learned weights between grid points as CF-1.11, in a layout of ``climapred.results.adjacency``.
 
     Args:
         weights: shape (N, N) with N = H * W; row = target, column = source; nodes run along longitude first,
-            so that ``weights.reshape(H, W, H, W)`` has both grids.
-        grid: the grid of the nodes; their places are the auxiliary coordinates target_latitude,
+            so that ``weights.reshape(H, W, H, W)`` has both grids. Or an adjacency in either layout, such as
+            ``top_links`` makes of a large one.
+        grid: the grid of the nodes of an array; their places are the auxiliary coordinates target_latitude,
             target_longitude, source_latitude and source_longitude (CF forbids repeated dims).
         source: the model that learned the weights.
         title: one line on what the file holds.
@@ -321,9 +322,15 @@ def adjacency_to_cf(
         attributes: further global attributes.
 
     Raises:
-        ValueError: if a weight is not finite, or if the shape is not (N, N).
+        ValueError: if a weight is not finite, if the shape is not (N, N), or the Dataset is in no layout.
     """
-    dataset = adjacency_dataset(weights, grid)
+    if isinstance(weights, xr.Dataset):
+        grid_of(weights)
+        dataset = weights.copy()
+    elif grid is None:
+        raise ValueError("an array of weights needs the grid of its nodes")
+    else:
+        dataset = adjacency_dataset(weights, grid)
     if long_name is not None:
         dataset["weight"].attrs["long_name"] = long_name
     return dataset.assign_attrs(_global_attributes(title, source, "", history, attributes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,11 +12,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from climapred.grid import Grid
+from climapred.results.adjacency import grid_of
 from climapred.results.animation import animate
 from climapred.results.captions import hours
 from climapred.results.correlations import Direction, correlation_map
 from climapred.results.curves import plot_scores, score_title
-from climapred.results.maps import plot_correlations, plot_errors, plot_field, plot_forecast
+from climapred.results.link_figures import Show, links_figure, map_significance, training_correlation
+from climapred.results.link_maps import plot_correlations
+from climapred.results.maps import plot_errors, plot_field, plot_forecast
 from climapred.results.selection import Choice, as_forecast, at_time, between, cropped, leads_of, pick, upright
 from climapred.results.sheet import save_figure
 
@@ -43,6 +47,9 @@ class Request:
         against: the model that skill is relative to.
         place: latitude and longitude of a correlation map, degrees.
         direction: of a correlation map.
+        show: of learned correlations: a "map" of a place, "arcs", "hubs", or "distance".
+        min_km: shortest links of arcs and hubs.
+        count: most arcs.
         hatched: a variable of the file, true or other than 0 where the field is not significant.
         limits: of the colour scale.
         centre: of a diverging colour scale.
@@ -59,6 +66,9 @@ class Request:
     against: str | None = None
     place: tuple[float, float] | None = None
     direction: Direction = "listens"
+    show: Show = "map"
+    min_km: float = 1000.0
+    count: int = 30
     hatched: str | None = None
     limits: tuple[float, float] | None = None
     centre: float | None = None
@@ -346,14 +356,44 @@ def _read_scores(path: Path) -> xr.Dataset:
 def _correlations(request: Request, opener: Opener) -> Figure:
     (source,) = request.sources
     path = _of_model(source, "correlations", request.model) if _is_run(source) else Path(source)
-    if request.place is None:
-        raise ValueError("a correlation map is of a place (--at LATITUDE LONGITUDE, such as --at 40N 100W)")
     adjacency = opener(str(path))
+    if request.show == "map" and request.place is None:
+        raise ValueError("a correlation map is of a place (--at LATITUDE LONGITUDE, such as --at 40N 100W)")
+    if request.show != "map":
+        told = str(_described(xr.DataArray(), adjacency, str(path)).attrs["source"])
+        return links_figure(
+            request.show, adjacency, source=told, title=request.title, min_km=request.min_km, count=request.count
+        )
+    assert request.place is not None
     weights = correlation_map(adjacency, *request.place, direction=request.direction).load()
-    weights = weights if request.choice.region is None else cropped(weights, request.choice.region)
+    weights = _described(weights, adjacency, str(path))
+    pearson = _pearson(source, grid_of(adjacency), request, opener)
+    shown: list[xr.DataArray | None] = [weights, pearson, map_significance(adjacency, weights)]
+    region = request.choice.region
+    shown = [field if field is None or region is None else cropped(field, region) for field in shown]
+    assert shown[0] is not None
     return plot_correlations(
-        _described(weights, adjacency, str(path)), point=request.place, title=request.title, limits=request.limits
+        shown[0],
+        pearson=shown[1],
+        significant=shown[2],
+        point=request.place,
+        title=request.title,
+        limits=request.limits,
     )
+
+
+def _pearson(run: str, grid: Grid, request: Request, opener: Opener) -> xr.DataArray | None:
+    """Return the correlation of the anomalies of the training times of a run, at the points of the adjacency.
+
+    None of a file, or of a run without statistics, which knows no anomalies.
+    """
+    statistics = Path(run, "tensors.zarr", "statistics")
+    if not (_is_run(run) and statistics.exists()):
+        return None
+    tensors, known = opener(str(Path(run, "tensors.zarr"))), opener(str(statistics)).load()
+    field = pick(tensors, replace(request.choice, region=None, time=None, start=None, leads=()), run)
+    assert request.place is not None
+    return training_correlation(field, known, grid, request.place, direction=request.direction)
 
 
 def parse_place(latitude: str, longitude: str) -> tuple[float, float]:

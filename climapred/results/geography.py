@@ -155,6 +155,29 @@ class Geography:
         area = Outline.make_compound_path(*outlines)
         axes.add_patch(PathPatch(area, hatch="/////", facecolor="none", edgecolor="#33333399", linewidth=0, zorder=1.5))
 
+    def stipple(self, axes: Any, mask: Mask) -> None:
+        """Put a dot on the cells where ``mask`` (H, W) is true; on fine grids on every second, third, ... of them."""
+        longitude, latitude = np.meshgrid(self.grid.longitude, self.grid.latitude)
+        x, y = np.moveaxis(_project(self.projection, np.stack([longitude, latitude], axis=-1)), -1, 0)
+        step = -(-max(mask.shape) // 60)
+        shown = np.zeros_like(mask)
+        shown[step // 2 :: step, step // 2 :: step] = True
+        shown &= mask
+        axes.scatter(x[shown], y[shown], s=1.6, color="#444444", linewidths=0, alpha=0.6, zorder=2.5)
+
+    def paths(self, lines: Iterable[Array]) -> list[Array]:
+        """Return lines of longitude and latitude, (n, 2) each, in the projection.
+
+        They are cut in two where they cross the meridian opposite the middle of the map.
+        """
+        middle = float(self.grid.longitude_bounds[[0, -1]].mean())
+        pieces: list[Array] = []
+        for line in lines:
+            wrapped = np.stack([(line[:, 0] - middle + 180) % 360 + middle - 180, line[:, 1]], axis=-1)
+            points, joined = _cut_at_seam(wrapped, np.ones(len(line) - 1, dtype=bool), middle)
+            pieces += [piece for piece in np.split(points, np.flatnonzero(~joined) + 1) if len(piece) > 1]
+        return _project_lines(self.projection, pieces)
+
     def place(self, point: tuple[float, float]) -> Array:
         """Return where a latitude and longitude lie in the projection, shape (2,).
 

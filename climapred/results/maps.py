@@ -1,7 +1,7 @@
-"""Maps of fields, forecasts, errors and learned correlations; every function returns a Figure.
+"""Maps of fields, forecasts and errors; every function returns a Figure.
 
 Nothing here touches global state: figures carry their own Agg canvas, no pyplot, no rcParams. Curves of scores are in
-climapred.results.curves, films in climapred.results.animation.
+climapred.results.curves, learned links in climapred.results.link_maps, films in climapred.results.animation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from climapred.grid import Array, Grid, cell_areas
 from climapred.results.captions import (
     circumstances,
-    degrees,
     displayed,
     hours,
     labelled,
@@ -31,7 +30,6 @@ from climapred.results.captions import (
 from climapred.results.curves import plot_scores
 from climapred.results.geography import Geography, from_antimeridian
 from climapred.results.sheet import (
-    OKABE_ITO,
     colour_bar,
     colour_scale,
     label_sides,
@@ -47,7 +45,6 @@ __all__ = [
     "Layer",
     "Lead",
     "layers",
-    "plot_correlations",
     "plot_errors",
     "plot_field",
     "plot_forecast",
@@ -362,46 +359,4 @@ def plot_errors(
         panel.remove()
     colour_bar(figure, mesh, [axes[0][-1], axes[-1][0]], labelled(score, units), extend)
     write_footer(figure, origin(mae), *circumstances(mae), "means area-weighted", *_hatched_note(hatched))
-    return figure
-
-
-# --- learned correlations ---
-
-
-def plot_correlations(
-    correlation: xr.DataArray,
-    *,
-    point: tuple[float, float],
-    title: str | None = None,
-    limits: tuple[float, float] | None = None,
-    label: str | None = None,
-) -> Figure:
-    """Return a map of the learned weights of one place, marked by a star.
-
-    The place and its neighbours often outweigh all others; by default the scale ends at percentile 99.5.
-
-    Args:
-        correlation: dims (latitude, longitude), as ``correlation_map`` makes it.
-        point: latitude and longitude of the place, degrees.
-        title: by default what the map shows of which place.
-        limits: of the colour scale.
-        label: of the colour bar.
-    """
-    correlation = from_antimeridian(with_dims(correlation, ("latitude", "longitude")))
-    geography = Geography.of(correlation)
-    norm, extend = colour_scale(correlation.values, limits, floor=min(0.0, float(correlation.min())), upper=99.5)
-    place = f"{degrees(point[0], 'NS')} {degrees(point[1], 'EW')}"
-    titles = {
-        "listens": f"Learned weights: what {place} listens to",
-        "heard": f"Learned weights: what listens to {place}",
-    }
-    title = title or titles.get(correlation.attrs.get("direction", ""), quantity(correlation))
-    figure, [[axes]] = map_sheet(geography, [False], 1, title)
-    mesh = geography.draw(axes, correlation.values, cmap="magma_r", norm=norm)
-    default = "Learned weight" + (", above the floor" if correlation.attrs.get("above_floor") else "")
-    x, y = geography.place(point)
-    star = {"marker": "*", "markersize": 13, "markeredgecolor": "black", "markeredgewidth": 0.8}
-    axes.plot(x, y, color=OKABE_ITO[5], zorder=4, **star)
-    colour_bar(figure, mesh, [axes], label or default, extend)
-    write_footer(figure, f"star: {place}", origin(correlation))
     return figure

@@ -29,6 +29,7 @@ import pandas as pd
 import xarray as xr
 
 from climapred.grid import Grid
+from climapred.results.adjacency import row_blocks
 from climapred.results.baselines import BASELINES, FURTHER_BASELINES
 from climapred.results.captions import degrees, displayed, moment, quantity, units_of
 from climapred.results.cf import from_cf
@@ -399,13 +400,10 @@ def _links(adjacency: xr.Dataset, grid: Grid, count: int) -> Section:
 
     Where ``count`` is less than N, the largest ``count`` of each row are left, and ``columns`` says which they are.
     """
-    dense, rows = count == grid.size, max(1, 2_000_000 // grid.size)
+    dense = count == grid.size
     codes, scale = np.empty((grid.size, count), np.uint8), np.empty(grid.size, np.float32)
     columns = np.empty((grid.size, count), "<u4")
-    for start in range(0, grid.size, rows):
-        here = slice(start, start + rows)
-        weights = adjacency["weight"].isel(node_target=here).values.astype(np.float64)
-        weights -= weights.min(axis=1, keepdims=True)
+    for here, weights in row_blocks(adjacency, above_floor=True):
         scale[here] = weights.max(axis=1)
         if not dense:
             columns[here] = np.sort(np.argpartition(weights, -count, axis=1)[:, -count:], axis=1)

@@ -25,13 +25,21 @@ globe, also where the grid is only a part of it: what comes in over a western ed
 """
 
 from climapred.testing.files import write_era5_grib, write_grib, write_ncep
-from climapred.testing.weather import DEFAULT_LINKS, Link, Sample, perfect_forecast, synthetic_temperature
+from climapred.testing.weather import (
+    DEFAULT_LINKS,
+    Link,
+    Sample,
+    perfect_forecast,
+    planted_weights,
+    synthetic_temperature,
+)
 
 __all__ = [
     "DEFAULT_LINKS",
     "Link",
     "Sample",
     "perfect_forecast",
+    "planted_weights",
     "synthetic_temperature",
     "write_era5_grib",
     "write_grib",

@@ -303,6 +303,20 @@ def _add_links(anomaly: npt.NDArray[np.float32], plan: list[tuple[int, Array, Ar
                 anomaly[index] += response * (weights @ anomaly[index - lag])
 
 
+def planted_weights(links: Sequence[Link], grid: Grid) -> Array:
+    """Return what a perfect adjacency would hold of planted links, shape (N, N), row = target, nodes in C order.
+
+    Entry (i, j) is the sum over the links of how many kelvin node i gets, one lag later, per kelvin of node j.
+
+    Raises:
+        ValueError: if a box is not in the grid.
+    """
+    weights = np.zeros((grid.size, grid.size))
+    for link in links:
+        weights += link.strength * np.outer(link.target_pattern(grid).ravel(), link.source_weights(grid).ravel())
+    return weights
+
+
 def _climatology(grid: Grid, land: Array) -> xr.DataArray:
     """Return the coefficients of C, in harmonic_design's order: (1, cos d, sin d) x (1, cos h, sin h)."""
     sine = np.sin(np.radians(grid.latitude))[:, None]

@@ -13,6 +13,7 @@ import xarray as xr
 
 from climapred.data.regrid import regrid
 from climapred.grid import Grid, great_circle_km
+from climapred.learning import artefact
 from climapred.learning.artefact import Scaling, load_model, save_model, scaled_network
 from climapred.learning.forecast import forecast
 from climapred.learning.windows import Window
@@ -436,3 +437,20 @@ def test_the_adjacency_of_agcrn_is_a_matrix_too(make_model):
     weights = make_model("agcrn", embedding=4).adjacency()
     assert weights.shape == (35, 35)
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["dense", "streamed"])
+def test_the_rows_of_an_adjacency_come_a_few_at_a_time(make_model, monkeypatch, form):
+    model = make_model(adjacency=form)
+    whole = model.adjacency()
+    monkeypatch.setattr(artefact, "_PAIRS_AT_ONCE", 4 * 35)
+    blocks = list(model.adjacency_rows())
+    assert [len(block) for block in blocks] == [4] * 8 + [3]
+    np.testing.assert_allclose(np.concatenate(blocks), whole, rtol=1e-6)
+    monkeypatch.setattr(artefact, "_MOST_NODES", 34)
+    with pytest.raises(
+        ValueError, match=r"adjacency of Grid\(5 x 7, .* is too large for one array; take adjacency_rows"
+    ):
+        model.adjacency()
+    with pytest.raises(ValueError, match="has no adjacency"):
+        next(make_model("convlstm").adjacency_rows())

@@ -2,13 +2,9 @@ import numpy as np
 import pytest
 
 from climapred.grid import Grid, great_circle_km
-from climapred.results import correlations
-from climapred.results.correlations import (
-    adjacency_dataset,
-    correlation_map,
-    strongest_links,
-    weight_by_distance,
-)
+from climapred.results import adjacency as layouts
+from climapred.results.adjacency import adjacency_dataset
+from climapred.results.correlations import correlation_map, strongest_links, weight_by_distance
 
 GRID = Grid(np.linspace(30, 50, 5), np.linspace(200, 230, 7))
 TARGET, SOURCE = 2 * 7 + 1, 4 * 7 + 6  # 40 N, 205 E listens to 50 N, 230 E
@@ -94,7 +90,7 @@ def test_lazy_adjacency_stays_lazy():
 @pytest.mark.parametrize("block", [10, 10**9])
 @pytest.mark.parametrize("min_km", [0.0, 1000.0])
 def test_strongest_links_agree_with_a_loop_over_all_pairs(monkeypatch, block, min_km):
-    monkeypatch.setattr(correlations, "_BLOCK_PAIRS", block)
+    monkeypatch.setattr(layouts, "BLOCK_PAIRS", block)
     adjacency = random_adjacency()
     pairs = []
     for i, target in enumerate(places()):
@@ -124,7 +120,7 @@ def test_strongest_link_is_the_planted_one_and_few_pairs_give_few_rows():
 
 @pytest.mark.parametrize("block", [10, 10**9])
 def test_weight_by_distance_agrees_with_a_loop(monkeypatch, block):
-    monkeypatch.setattr(correlations, "_BLOCK_PAIRS", block)
+    monkeypatch.setattr(layouts, "BLOCK_PAIRS", block)
     adjacency, edges = random_adjacency(), [0, 1, 700, 1500, 2500, 10_000, 20_000]
     sums, counts = np.zeros(6), np.zeros(6)
     for i, target in enumerate(places()):

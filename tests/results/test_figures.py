@@ -1,5 +1,6 @@
 """What ``climapred plot`` draws: of a finished run, and of files of other authors; without a network."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -9,12 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from matplotlib.collections import QuadMesh
+from matplotlib.collections import PathCollection, QuadMesh
 
 from climapred.data.sources import open_source
+from climapred.data.statistics import training_statistics
+from climapred.data.store import write_statistics
 from climapred.grid import Grid
 from climapred.results import figures
-from climapred.results.correlations import adjacency_dataset, correlation_map
+from climapred.results.adjacency import adjacency_dataset
+from climapred.results.correlations import correlation_map, hub_map
 from climapred.results.figures import Request, draw, parse_place
 from climapred.results.maps import plot_field, save_figure
 from climapred.results.selection import Choice
@@ -175,6 +179,47 @@ def test_correlations_of_a_place(run, source, direction):
     expected = correlation_map(open_source(run / "correlations/graph.nc").load(), 45, 255, direction=direction)
     np.testing.assert_array_equal(values(shown)[0], expected)
     assert "45°N 105°W" in shown.get_suptitle()
+
+
+@pytest.mark.parametrize("source", ["", "correlations/graph.nc"])
+def test_links_of_a_run_as_arcs_hubs_and_by_distance(run, source):
+    adjacency = open_source(run / "correlations/graph.nc").load()
+    hubs = values(figure("correlations", run / source, show="hubs", min_km=1500.0))
+    for shown, name in zip(hubs, ("listens", "heard"), strict=True):
+        np.testing.assert_allclose(shown, hub_map(adjacency, min_km=1500)[name])
+    arcs = figure("correlations", run / source, show="arcs", count=3, min_km=2000.0)
+    assert arcs.get_suptitle() == "Learned links beyond 2,000 km, the strongest"
+    assert len([marker for marker in arcs.axes[0].lines if marker.get_markerfacecolor() == "white"]) == 3
+    (axes,) = figure("correlations", run / source, show="distance").axes
+    assert axes.lines[0].get_ydata().size == 40
+
+
+def test_a_map_of_a_run_has_pearson_beside_it_and_stipples_what_is_not_significant(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    random = np.random.default_rng(3)
+    times = pd.date_range("2013-01-01", periods=40, freq="6h")
+    noise = 280 + random.standard_normal((40, *GRID.shape))
+    shutil.rmtree(folder / "tensors.zarr")
+    tensors = xr.Dataset(
+        {"air": (("time", "latitude", "longitude"), noise, {"units": "K"})}, {**GRID.coordinates(), "time": times}
+    )
+    tensors.to_zarr(folder / "tensors.zarr", consolidated=False, zarr_format=3)
+    known = training_statistics(tensors.isel(time=slice(0, 30)), annual=0, daily=0)
+    write_statistics(folder / "tensors.zarr", known)
+    path = folder / "correlations/graph.nc"
+    with xr.open_dataset(path) as stored:
+        adjacency = stored.load()
+    p_values = random.random((GRID.size, GRID.size))
+    here = int(np.ravel_multi_index((3, 5), GRID.shape))  # 45 N, 105 W
+    p_values[here, 7] = 1e-9
+    adjacency.assign(p_value=(("node_target", "node_source"), p_values)).to_netcdf(path)
+    shown = figure("correlations", folder, place=(45, -105))
+    expected = np.corrcoef(noise[:30].reshape(30, -1).T)[here].reshape(GRID.shape)
+    np.testing.assert_allclose(values(shown)[1], expected, atol=1e-6)
+    dots = [c for c in shown.axes[0].collections if isinstance(c, PathCollection)][-1]
+    assert len(dots.get_offsets()) == GRID.size - 1
+    arcs = figure("correlations", folder, show="arcs", min_km=0.0)
+    assert len([marker for marker in arcs.axes[0].lines if marker.get_markerfacecolor() == "white"]) == 1
 
 
 def test_places_that_are_none_are_refused(run):

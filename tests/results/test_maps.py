@@ -15,7 +15,6 @@ from matplotlib.collections import QuadMesh
 
 from climapred.grid import Grid, cell_areas
 from climapred.results.maps import (
-    plot_correlations,
     plot_errors,
     plot_field,
     plot_forecast,
@@ -217,25 +216,6 @@ def test_score_curves_are_against_hours_and_baselines_are_grey_and_dashed():
     ]
     with pytest.raises(ValueError, match=r"scores lack the variables \['rmse'\]"):
         plot_scores(scores().drop_vars("rmse"))
-
-
-@pytest.mark.parametrize("longitude", [-105.0, 255.0])
-def test_correlation_map_marks_the_place_and_is_not_blinded_by_it(longitude):
-    weights = field(AMERICA, name="weight", base=20.0, units="1", direction="listens", above_floor=1) / 1e4
-    weights.loc[{"latitude": 40, "longitude": 255}] = 1.0
-    figure = plot_correlations(weights, point=(40, longitude))
-    axes, norm = figure.axes[0], meshes(figure)[0].norm
-    assert (norm.vmin, norm.vmax < 0.01) == (0, True)
-    (star,) = axes.lines
-    expected = axes.projection.transform_point(255, 40, ccrs.PlateCarree())
-    np.testing.assert_allclose([star.get_xdata()[0], star.get_ydata()[0]], expected)
-    assert figure.get_suptitle() == "Learned weights: what 40°N 105°W listens to"
-    assert bar_labels(figure) == ["Learned weight, above the floor"]
-
-
-def test_correlation_point_outside_the_map_is_refused():
-    with pytest.raises(ValueError, match=r"point must be \(latitude, longitude\) inside Grid.*got \(-105, 40\)"):
-        plot_correlations(field(AMERICA), point=(-105, 40))
 
 
 def oklab(colours):

@@ -9,7 +9,7 @@ import xarray as xr
 
 from climapred.calendar import climatology_at
 from climapred.grid import EARTH_RADIUS_KM, Grid, great_circle_km
-from climapred.testing import DEFAULT_LINKS, Link, Sample, perfect_forecast, synthetic_temperature
+from climapred.testing import DEFAULT_LINKS, Link, Sample, perfect_forecast, planted_weights, synthetic_temperature
 from climapred.testing.weather import _advection, _departure_points, _smooth_noise
 
 UK = Grid.regular(0.5, region=(50, 58, -10, 2))
@@ -187,6 +187,26 @@ def test_lagged_correlation_peaks_at_the_planted_lag(sample, number):
     lag = link.lag_hours // 6
     assert int(np.argmax(planted)) == lag
     assert planted[lag] > free[lag] + 0.2
+
+
+def test_planted_weights_are_what_a_target_gets_of_a_source():
+    """The response to a unit pulse at node j, one lag later, in the links' own arithmetic."""
+    grid = Grid.regular(5, region=(20, 80, 180, 300))
+    links = [Link((20, 35, 180, 200), (60, 75, 265, 285), strength=0.7), Link((60, 75, 185, 205), (20, 35, 265, 285))]
+    weights = planted_weights(links, grid)
+    assert weights.shape == (grid.size, grid.size)
+    rows = weights.sum(axis=1).reshape(grid.shape)  # a field of 1 K everywhere: strength times the pattern
+    np.testing.assert_allclose(rows, sum(link.strength * link.target_pattern(grid) for link in links))
+    for link in links:
+        source = link.source_weights(grid)
+        row, column = np.argwhere(source > 0)[0]
+        pulse = np.zeros(grid.shape)
+        pulse[row, column] = 1
+        expected = link.strength * source[row, column] * link.target_pattern(grid)
+        np.testing.assert_allclose((weights @ pulse.ravel()).reshape(grid.shape), expected)
+    assert np.count_nonzero(weights) == sum(
+        np.count_nonzero(link.target_pattern(grid)) * np.count_nonzero(link.source_weights(grid)) for link in links
+    )
 
 
 def test_links_find_their_boxes_in_either_longitude_convention():
