@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from climapred.models.agcrn import agcrn
 from climapred.models.conv_gru import conv_gru, traj_gru
@@ -72,8 +72,10 @@ def build_model(name: str, **options: Any) -> Network:
     if missing := required - set(options):
         raise ValueError(f"model {name!r} needs {', '.join(sorted(missing))}")
     for key, wanted in (get_type_hints(MODELS[name]) | {key: type(value) for key, value in _COMMON.items()}).items():
-        if key in options and not _is_a(options[key], wanted):
-            raise ValueError(f"option {key} of model {name!r} must be {wanted.__name__}, got {options[key]!r}")
+        kinds = get_args(wanted) or (wanted,)
+        if key in options and not any(_is_a(options[key], kind) for kind in kinds):
+            listed = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"option {key} of model {name!r} must be {listed}, got {options[key]!r}")
     network = _patched(name, {key: value for key, value in options.items() if key in known}, options.get("patch", 1))
     if options.get("periodic"):
         close_circle(network)

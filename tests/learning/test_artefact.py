@@ -107,10 +107,11 @@ def test_identity_follows_every_setting_that_changes_a_forecast(make_model):
 
 def test_adjacency_is_that_of_the_embedding(make_model):
     model = make_model("ls_ntp")
-    weights, vectors = model.adjacency(), model.module.network.shared.embedding.detach().double().numpy()
+    weights, shared = model.adjacency(), model.module.network.shared
+    targets, sources = (vectors.detach().double().numpy() for vectors in (shared.embedding, shared.sources))
     assert weights.shape == (35, 35)
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
-    scores = np.exp(np.maximum(vectors @ vectors.T, 0))
+    scores = np.exp(targets @ sources.T)
     np.testing.assert_allclose(weights, scores / scores.sum(axis=1, keepdims=True), rtol=1e-5)
     assert make_model("convlstm").adjacency() is None
 
