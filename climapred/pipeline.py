@@ -265,7 +265,7 @@ def _target(own: Grid | ReducedGrid, recipe: GridRecipe | None) -> Grid:
         if isinstance(own, Grid):
             return own
         raise ValueError(f"the source lies on {own}, without rows and columns; give a `grid` to regrid it to")
-    grid = stages.target_grid(recipe)
+    grid = stages.target_grid(recipe, lambda: own)
     if isinstance(own, Grid):
         _check_covered(own, grid, recipe.method)
     return grid

@@ -153,20 +153,20 @@ def _expand(path: str) -> str:
 
 
 class GridRecipe(_Section):
-    """The grid of the tensors; without it the source's own is kept."""
+    """The grid of the tensors; without it the source's own is kept, and with a ``region`` alone its own points in there."""
 
     spacing: Real | None = Field(None, gt=0, description="degrees")
-    gaussian: int | None = Field(None, ge=1, description="N of a global Gaussian grid")
+    gaussian: int | None = Field(None, ge=1, description="N of a Gaussian grid")
     region: Annotated[Region | None, BeforeValidator(_as_tuple)] = Field(None, description="south, north, west, east")
     method: Literal["nearest", "bilinear", "conservative"] = "conservative"
     max_missing: Real = Field(0.5, ge=0, le=1)
 
     @model_validator(mode="after")
     def _one_kind(self) -> GridRecipe:
-        if (self.spacing is None) == (self.gaussian is None):
-            raise ValueError("a grid needs either `spacing` (with `region`, or global) or `gaussian`")
-        if self.gaussian is not None and self.region is not None:
-            raise ValueError("`region` goes with `spacing`; a Gaussian grid is global")
+        if self.spacing is not None and self.gaussian is not None:
+            raise ValueError("a grid has either `spacing` or `gaussian`, got both")
+        if self.spacing is None and self.gaussian is None and self.region is None:
+            raise ValueError("a grid needs `spacing` or `gaussian`, or a `region` of the source's own points")
         return self
 
 

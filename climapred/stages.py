@@ -20,9 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from climapred import testing
 from climapred.data.build import Source, Target, build_store, finish_parts, repair_store
+from climapred.data.regrid import source_grid
 from climapred.data.statistics import training_statistics
 from climapred.data.store import open_statistics, open_store, write_statistics
-from climapred.grid import Grid, cell_areas
+from climapred.grid import Grid, ReducedGrid, cell_areas
 from climapred.learning.order import Share
 from climapred.learning.windows import Split, Window, chronological_split, refuse_leaks, time_step
 from climapred.link_stages import Variation, correlation_maps, variations, varied, write_adjacency
@@ -96,12 +97,14 @@ class Run:
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def target_grid(recipe: GridRecipe) -> Grid:
-    """Return the grid that a recipe describes."""
-    if recipe.gaussian is not None:
-        return Grid.gaussian(recipe.gaussian)
-    assert recipe.spacing is not None
-    return Grid.regular(recipe.spacing, region=recipe.region)
+def target_grid(recipe: GridRecipe, own: Callable[[], Grid | ReducedGrid]) -> Grid:
+    """Return the grid that a recipe describes; ``own`` finds that of the source, for a region of its points."""
+    if recipe.spacing is not None:
+        return Grid.regular(recipe.spacing, region=recipe.region)
+    grid = own() if recipe.gaussian is None else Grid.gaussian(recipe.gaussian)
+    if isinstance(grid, ReducedGrid):
+        raise ValueError(f"the source lies on {grid}, without rows and columns; give `spacing` or `gaussian` too")
+    return grid if recipe.region is None else grid.crop(recipe.region)
 
 
 def window_of(recipe: Recipe) -> Window:
@@ -195,7 +198,12 @@ def _target(recipe: Recipe) -> Target:
     grid, keep_bits = recipe.grid, recipe.store.keep_bits
     if grid is None:
         return Target(keep_bits=keep_bits)
-    return Target(grid=target_grid(grid), method=grid.method, max_missing=grid.max_missing, keep_bits=keep_bits)
+    own = partial(_own_grid, recipe)
+    return Target(grid=target_grid(grid, own), method=grid.method, max_missing=grid.max_missing, keep_bits=keep_bits)
+
+
+def _own_grid(recipe: Recipe) -> Grid | ReducedGrid:
+    return source_grid(source_fields(recipe))
 
 
 def statistics(run: Run) -> None:

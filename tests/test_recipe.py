@@ -157,8 +157,8 @@ def test_dump_reads_back_to_the_same_recipe(write, extra):
             edited("years: 1}", "years: 1}\n  select: {level: 2}\n  damaged: skip"),
             "line 3: source: select, damaged: for the files of `path`; the sample is whole",
         ),
-        (VALID + "grid: {region: [1, 2, 3, 4]}\n", "line 15: grid: a grid needs either `spacing` .* or `gaussian`"),
-        (VALID + "grid: {gaussian: 8, region: [1, 2, 3, 4]}\n", "line 15: grid: `region` goes with `spacing`"),
+        (VALID + "grid: {method: nearest}\n", "line 15: grid: a grid needs `spacing` or `gaussian`, or a `region`"),
+        (VALID + "grid: {gaussian: 8, spacing: 1}\n", "line 15: grid: a grid has either `spacing` or `gaussian`"),
         (
             VALID + "grid: {spacing: 1, region: [1, 2, x, 4]}\n",
             "line 15: grid.region.2: Input should be a valid number",
@@ -243,7 +243,7 @@ def test_overrides_in_order(write):
         ("models.2={}", "--set models.2={}: the list has 2 entries, use 0 to 1, got '2'"),
         ("name.x=a", "--set name.x=a: name is a single value, not a section"),
         ("training.epochs=[", "--set training.epochs=[: the value is not YAML: while parsing"),
-        ("grid.method=nearest", "--set: grid: a grid needs either `spacing`"),
+        ("grid.method=nearest", "--set: grid: a grid needs `spacing` or `gaussian`"),
     ],
 )
 def test_bad_overrides(write, override, message):
@@ -304,6 +304,8 @@ def test_located(write):
 def test_shipped_recipes(path, monkeypatch):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
+    if path.stem.startswith("paper_"):  # of files that are not at hand; tests/pipelines/test_paper.py makes such
+        return
     if recipe.source.path is not None:
         if not DATA.is_dir():
             pytest.skip("shared data missing")

@@ -282,5 +282,5 @@ def test_errors_list_what_is_known():
 def test_an_option_that_may_be_left_to_the_variant_takes_none_and_its_own_type():
     assert build_model("ls_ntp", branch=None, **GRID).encoder[0].form.branch == 8
     assert build_model("ls_ntp", branch=3, **GRID).encoder[0].form.branch == 3
-    with pytest.raises(ValueError, match="option branch of model 'ls_ntp' must be int or NoneType, got 2.5"):
+    with pytest.raises(ValueError, match=r"option branch of model 'ls_ntp' must be int or NoneType, got 2\.5"):
         build_model("ls_ntp", branch=2.5, **GRID)
