@@ -109,18 +109,24 @@ class LearnedAdjacency(nn.Module):
                 f"max_km={self.max_km} needs the places of the nodes: call place(latitude, longitude) first"
             )
         targets, sources = self.embedding, self.embedding if self.sources is None else self.sources
-        with torch.autocast(targets.device.type, enabled=False):  # bfloat16 would be off by per cents
+        device = targets.device.type
+        with torch.autocast(device, enabled=False):  # scores of bfloat16 would be off by per cents
             if self.form == "streamed":
                 return self._streamed(targets, sources)
             if self.form == "sparse":
                 return self._of_few(targets, sources)
-            scores = targets @ sources.T
-            scores = torch.relu(scores) if self.relu else scores
-            weights = torch.softmax(scores, dim=-1)
-            if not self.floor:
-                weights = weights - torch.exp(-torch.logsumexp(scores, dim=-1, keepdim=True))
-            positions, chord = self._limit()
-            return weights if positions is None else weights * within(positions, positions, chord)
+            weights = self._dense(targets, sources)
+        # Rounded once for all products of the pass, which take it so under autocast.
+        return weights.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weights
+
+    def _dense(self, targets: Tensor, sources: Tensor) -> Tensor:
+        scores = targets @ sources.T
+        scores = torch.relu(scores) if self.relu else scores
+        weights = torch.softmax(scores, dim=-1)
+        if not self.floor:
+            weights = weights - torch.exp(-torch.logsumexp(scores, dim=-1, keepdim=True))
+        positions, chord = self._limit()
+        return weights if positions is None else weights * within(positions, positions, chord)
 
     def _limit(self) -> tuple[Tensor | None, float]:
         positions = self.positions if self.max_km < math.inf else None

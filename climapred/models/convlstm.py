@@ -21,9 +21,9 @@ class _Gates(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, cell: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        i, f, g = _opened(gates, cell, weight)
+        i, f, g, a_o = _opened(gates, cell, weight)
         following = f.mul_(cell).addcmul_(i, g)
-        hidden = _output_gate(gates, following, weight).mul_(torch.tanh(following))
+        hidden = torch.addcmul(a_o, weight[2], following).sigmoid_().mul_(torch.tanh(following))
         ctx.save_for_backward(gates, cell, following, weight)
         return hidden.to(gates.dtype), following
 
@@ -31,29 +31,28 @@ class _Gates(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_hidden: Tensor, d_following: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gates, cell, following, weight = ctx.saved_tensors
-        i, f, g = _opened(gates, cell, weight)
-        o, squashed = _output_gate(gates, following, weight), torch.tanh(following)
+        i, f, g, a_o = _opened(gates, cell, weight)
+        o, squashed = torch.addcmul(a_o, weight[2], following).sigmoid_(), torch.tanh(following)
         through_sigmoid, through_tanh = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
         d_hidden = d_hidden.to(following.dtype)
         d_o = through_sigmoid(d_hidden * squashed, o)
         d_cell = through_tanh(o.mul_(d_hidden), squashed).add_(d_following).addcmul_(d_o, weight[2])
         d_i = through_sigmoid(d_cell * g, i)
         d_f = through_sigmoid(d_cell * cell, f)
-        d_c = through_tanh(i.mul_(d_cell), g.to(d_cell.dtype))
+        d_c = through_tanh(i.mul_(d_cell), g)
         d_weight = torch.stack([_channel_sums(d_i, cell), _channel_sums(d_f, cell), _channel_sums(d_o, following)])
         d_before = d_cell.mul_(f).addcmul_(d_f, weight[1]).addcmul_(d_i, weight[0])
-        d_gates = torch.cat([part.to(gates.dtype) for part in (d_i, d_f, d_c, d_o)], dim=1)
+        d_gates = torch.empty_like(gates)
+        for place, part in zip(d_gates.chunk(4, dim=1), (d_i, d_f, d_c, d_o), strict=True):
+            place.copy_(part)
         return d_gates, d_before, d_weight.to(weight.dtype)[..., None, None]
 
 
-def _opened(gates: Tensor, cell: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    a_i, a_f, a_c, _ = gates.chunk(4, dim=1)
+def _opened(gates: Tensor, cell: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """Return i, f, tanh(a_c) and a_o in the dtype of the cell."""
+    a_i, a_f, a_c, a_o = gates.to(cell.dtype).chunk(4, dim=1)
     i, f = (torch.addcmul(a, w, cell).sigmoid_() for a, w in ((a_i, weight[0]), (a_f, weight[1])))
-    return i, f, torch.tanh(a_c)
-
-
-def _output_gate(gates: Tensor, following: Tensor, weight: Tensor) -> Tensor:
-    return torch.addcmul(gates.chunk(4, dim=1)[3], weight[2], following).sigmoid_()
+    return i, f, torch.tanh(a_c), a_o
 
 
 def _channel_sums(a: Tensor, b: Tensor) -> Tensor:

@@ -117,8 +117,9 @@ class LSConvLSTMCell(ConvLSTMCell):
         return hidden, (hidden, cell)
 
     def _branched(self, x: Tensor, adjacency: Any) -> Tensor:
-        sent = self.attention(self.send(x))
-        return torch.add(self.gates(x), self.receive(heard(sent, adjacency)))
+        sent = self.attention(self.send(x).contiguous())  # few channels: a point's own are too short to work along
+        travelled = heard(sent, adjacency).contiguous(memory_format=torch.channels_last)
+        return torch.add(self.gates(x), self.receive(travelled))
 
     def _mixed(self, x: Tensor, adjacency: Any) -> Tensor:
         """Return what each node has and hears."""
