@@ -37,8 +37,10 @@ bench: $(VENV)/.bench  ## measure against peers, side by side; the tables go to 
 	$(VENV)/bin/python benchmarks/regridding.py
 	$(VENV)/bin/python benchmarks/building.py
 	$(VENV)/bin/python benchmarks/ls_ntp.py
+	$(VENV)/bin/python benchmarks/links.py
 	$(VENV)/bin/python benchmarks/models.py
 	$(VENV)/bin/python examples/moving_digits.py --out benchmarks/results/moving_digits.md
+	CLIMAPRED_DATA=$${CLIMAPRED_DATA:?the folder of the data} $(VENV)/bin/python benchmarks/ablation.py
 
 clean:
 	rm -rf $(VENV) runs

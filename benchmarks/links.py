@@ -19,8 +19,7 @@ the frames in modulus. Pearson: the largest modulus of the correlation of x_j(t)
 points of all five frames explain x_i of each lead (penalty 0.01 or 0.1 of the mean eigenvalue, the better on the validation
 times); the largest modulus of the coefficients of the first lead over the frames.
 
-Prototypes are in this file: ConvLSTM whose gates get what a point hears, A [x, h], beside [x, h] and with weights of their own
-that start at zero. "low rank": A = E F^T, signed, without softmax, E and F of 32 channels.
+The prototype is in this file: climapred's LS-NTP over A = E F^T, signed, without softmax, E and F of 32 channels.
 
 The second table: weights of the true data against those of five surrogates (climapred.results.surrogates), for what takes
 seconds to fit; of all pairs beyond 1,000 km, those that pass Benjamini and Hochberg's procedure at 5 %.
@@ -53,9 +52,6 @@ from climapred.learning.influence import influence
 from climapred.learning.loader import WindowLoader
 from climapred.learning.training import Training, fit
 from climapred.learning.windows import Window, chronological_split, time_step
-from climapred.models.adjacency import LearnedAdjacency, heard
-from climapred.models.convlstm import ConvLSTMCell, joined
-from climapred.models.recurrent import Layers, in_form
 from climapred.results.adjacency import distance_rows
 from climapred.results.link_significance import null_p_values, significant
 from climapred.results.surrogates import block_shuffled, phase_randomised
@@ -71,31 +67,13 @@ LINKS = (
 YEARS, WINDOW, MIN_KM = 4, Window(5, 4), 1000.0
 HIDDEN, EMBEDDING, BATCH, STRIDE, STARTS, INFLUENCES = 8, 32, 32, 2, 4, 8
 SMALL: dict[str, Any] = {"hidden": HIDDEN, "layers": 1}
-FREE: dict[str, Any] = {"directed": True, "floor": False}
+LOW_RANK = "prototype: climapred, signed low rank"
 
 
 class Recovery(NamedTuple):
     precision: float
     auc: float
     direction: float
-
-
-class BesideCell(ConvLSTMCell):
-    """ConvLSTM whose gates get what a point hears beside what it has, with weights of their own, which start at zero.
-
-    gates = W * [x, h] + V A [x, h],  V a 1 x 1 convolution
-    """
-
-    def __init__(self, inputs: int, hidden: int, kernel: int = 3) -> None:
-        super().__init__(inputs, hidden, kernel)
-        self.far = nn.Conv2d(inputs + hidden, 4 * hidden, 1, bias=False)
-        nn.init.zeros_(self.far.weight)
-
-    def forward(self, x: Tensor | None, state: Any, shared: Any = None) -> tuple[Tensor, Any]:
-        hidden, cell = state
-        both = joined(x, hidden)
-        hidden, cell = self.peepholes(self.gates(both) + self.far(heard(both, shared).to(both.dtype)), cell)
-        return hidden, (hidden, cell)
 
 
 class LowRank(nn.Module):
@@ -111,27 +89,15 @@ class LowRank(nn.Module):
             return self.targets @ self.sources.T
 
 
-def beside(shared: nn.Module | None = None, **links: Any) -> nn.Module:
-    """Return a one-layer network of such cells that share one adjacency."""
-    shared = LearnedAdjacency(GRID.size, EMBEDDING, **links) if shared is None else shared
-    form: Any = {"channels": 1, "forcings": 0, "feedback": False, "one_pass": False, "readout": 3}
-    return in_form(lambda inputs: Layers([BesideCell(inputs, HIDDEN)]), shared=shared, **form)
-
-
-# name: architecture, options, and what makes another network in its place
-NETWORKS: Mapping[str, tuple[str, dict[str, Any], Callable[[], nn.Module] | None]] = {
-    "ConvLSTM": ("convlstm", SMALL, None),
-    "LS-NTP: symmetric, floor": ("ls_ntp", {**SMALL, "embedding": EMBEDDING}, None),
-    "LS-NTP: directed, no floor": ("ls_ntp", {**SMALL, "embedding": EMBEDDING, **FREE}, None),
-    "LS-NTP: branch from 0": ("ls_ntp", {**SMALL, "embedding": EMBEDDING, "long_range_start": 0.0}, None),
-    "LS-NTP: branch from 0, directed, no floor": (
-        "ls_ntp",
-        {**SMALL, "embedding": EMBEDDING, "long_range_start": 0.0, **FREE},
-        None,
-    ),
-    "prototype: heard beside, symmetric, floor": ("convlstm", SMALL, beside),
-    "prototype: heard beside, directed, no floor": ("convlstm", SMALL, lambda: beside(**FREE)),
-    "prototype: heard beside, low rank": ("convlstm", SMALL, lambda: beside(LowRank(GRID.size, EMBEDDING))),
+PAPER: dict[str, Any] = {**SMALL, "branch": 0, "directed": False, "relu": True}  # its LS-Conv, between our gates
+NETWORKS: Mapping[str, tuple[str, dict[str, Any]]] = {  # name: architecture, options
+    "ConvLSTM": ("convlstm", SMALL),
+    "the paper's LS-Conv": ("ls_ntp", PAPER),
+    "the paper's LS-Conv, directed, no floor": ("ls_ntp", {**PAPER, "directed": True, "floor": False}),
+    "LS-NTP (climapred)": ("ls_ntp", SMALL),
+    "LS-NTP (climapred), symmetric, with ReLU and floor": ("ls_ntp", {**SMALL, "directed": False, "relu": True}),
+    "LS-NTP (climapred), directed, with ReLU, no floor": ("ls_ntp", {**SMALL, "relu": True, "floor": False}),
+    LOW_RANK: ("ls_ntp", SMALL),
 }
 
 
@@ -241,12 +207,13 @@ def ridge(data: Data) -> tuple[float, Recovery]:
 
 
 def trained(data: Data, name: str, *, epochs: int, seed: int) -> TrainedModel:
-    architecture, options, other = NETWORKS[name]
+    architecture, options = NETWORKS[name]
+    options = {**options, "embedding": EMBEDDING} if architecture == "ls_ntp" else options
     about: Any = {"scaling": Scaling(), "statistics": data.known, "variables": ("t2m",), "window": WINDOW}
     module, orders = scaled_network(architecture, options, seed=seed, **about)
-    if other is not None:
+    if name == LOW_RANK:
         torch.manual_seed(seed)
-        module.network = other()
+        module.network.shared = LowRank(GRID.size, EMBEDDING)
     starts = {period: data.split.starts(period, data.times, WINDOW) for period in ("train", "validation")}
     seen = WindowDataset(data.fields.isel(time=slice(0, data.split.validation[1])), WINDOW, data.orders)
     loaders = (
