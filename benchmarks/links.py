@@ -21,7 +21,7 @@ times); the largest modulus of the coefficients of the first lead over the frame
 
 The prototype is in this file: climapred's LS-NTP over A = E F^T, signed, without softmax, E and F of 32 channels.
 
-The second table: weights of the true data against those of five surrogates (climapred.results.surrogates), for what takes
+The second table: weights of the true data against those of five surrogates (climapred.results.links.surrogates), for what takes
 seconds to fit; of all pairs beyond 1,000 km, those that pass Benjamini and Hochberg's procedure at 5 %.
 
 Perfect: the equations of the sample, without the noise and the air from outside the grid. Blind: the same without the links.
@@ -52,9 +52,9 @@ from climapred.learning.influence import influence
 from climapred.learning.loader import WindowLoader
 from climapred.learning.training import Training, fit
 from climapred.learning.windows import Window, chronological_split, time_step
-from climapred.results.adjacency import distance_rows
-from climapred.results.link_significance import null_p_values, significant
-from climapred.results.surrogates import block_shuffled, phase_randomised
+from climapred.results.links.adjacency import distance_rows
+from climapred.results.links.significance import null_p_values, significant
+from climapred.results.links.surrogates import block_shuffled, phase_randomised
 from climapred.testing import Link, perfect_forecast, planted_weights, synthetic_temperature
 
 GRID = Grid.regular(5.0, region=(20, 80, 180, 300))

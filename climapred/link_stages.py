@@ -16,7 +16,7 @@ from climapred.data.store import open_statistics, open_store
 from climapred.grid import Grid
 from climapred.models import has_option
 from climapred.recipe import CorrelationsRecipe, ModelRecipe, Recipe
-from climapred.results.surrogates import block_shuffled, phase_randomised
+from climapred.results.links.surrogates import block_shuffled, phase_randomised
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def learns_links(model: ModelRecipe) -> bool:
 
 def varied(run: Run, seen: xr.Dataset, statistics: xr.Dataset, variation: Variation | None) -> xr.Dataset:
     """Return the fields that a training sees: those of the run, or the climatology with surrogates of their anomalies."""
-    from climapred.results.pearson import anomalies
+    from climapred.results.links.pearson import anomalies
 
     if variation is None or variation.kind == "seed":
         return seen
@@ -76,8 +76,8 @@ def _surrogate(anomaly: xr.DataArray, keys: CorrelationsRecipe, seed: int) -> xr
 
 def write_adjacency(run: Run, model: TrainedModel, origin: str) -> None:
     """Write the learned adjacency of a model that has one: all of it, or the strongest links of each of many nodes."""
-    from climapred.results.adjacency import DENSE_NODES, top_links
     from climapred.results.cf import adjacency_to_cf, write_netcdf
+    from climapred.results.links.adjacency import DENSE_NODES, top_links
 
     path, grid = _path(run, model.name), model.node_grid
     if not model.has_adjacency:
@@ -99,9 +99,9 @@ def write_links(run: Run, model: ModelRecipe) -> None:
     A link is then both in the data, as far as surrogates tell, and found again from other seeds.
     """
     from climapred.learning.artefact import load_model
-    from climapred.results.adjacency import distance_rows
     from climapred.results.cf import adjacency_to_cf, write_netcdf
-    from climapred.results.link_significance import null_p_values, seed_p_values
+    from climapred.results.links.adjacency import distance_rows
+    from climapred.results.links.significance import null_p_values, seed_p_values
 
     folder, keys = run.out / "models" / model.name, run.recipe.correlations
     trained, found = load_model(folder), variations(run.recipe, model)
@@ -143,10 +143,10 @@ def correlation_maps(run: Run) -> Iterator[tuple[str, Callable[[], Figure]]]:
 
     The places are those of the recipe; the middle of the grid where it names none.
     """
-    from climapred.results.adjacency import grid_of
-    from climapred.results.correlations import correlation_map
-    from climapred.results.link_figures import far_enough, links_figure, map_significance, training_correlation
-    from climapred.results.link_maps import plot_correlations
+    from climapred.results.links.adjacency import grid_of
+    from climapred.results.links.correlations import correlation_map
+    from climapred.results.links.figures import far_enough, links_figure, map_significance, training_correlation
+    from climapred.results.links.maps import plot_correlations
 
     fields, known = open_store(run.store)[run.recipe.source.variables[0]], open_statistics(run.store)
     grid = Grid.of(fields)

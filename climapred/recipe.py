@@ -320,8 +320,8 @@ class ScoresRecipe(_Section):
 class CorrelationsRecipe(_Section):
     """How sure the learned links are: further trainings of each model that has links, from other seeds and on surrogates.
 
-    See ``results.surrogates`` for what those keep (``length_km`` 0: each point by itself, .inf: all alike; "block": each
-    point by itself), and ``results.link_significance`` for what few of them can show.
+    See ``results.links.surrogates`` for what those keep (``length_km`` 0: each point by itself, .inf: all alike; "block": each
+    point by itself), and ``results.links.significance`` for what few of them can show.
     """
 
     seeds: int = Field(0, ge=0)

@@ -41,7 +41,7 @@ OWNERS: dict[str, set[str]] = {
     "zarr": {"data.store", "learning.loader"},
     "matplotlib": {
         "results.maps",
-        "results.link_maps",
+        "results.links.maps",
         "results.geography",
         "results.sheet",
         "results.curves",
@@ -156,7 +156,7 @@ def test_every_room_has_rules():
         (
             "stages",
             "import matplotlib.pyplot",
-            "matplotlib belongs to results.animation, results.curves, results.geography, results.link_maps, results.maps",
+            "matplotlib belongs to results.animation, results.curves, results.geography, results.links.maps, results.maps",
         ),
         ("cli", "import yaml", "yaml belongs to data.catalog, recipe"),
         ("cli", "import tests.test_cli", "nothing in the package may"),

@@ -21,9 +21,9 @@ from climapred.data.locks import locked
 from climapred.data.store import open_statistics, open_store
 from climapred.learning.artefact import load_model
 from climapred.recipe import RecipeError, load_recipe
-from climapred.results import adjacency
 from climapred.results.cf import check_cf
-from climapred.results.pearson import anomalies
+from climapred.results.links import adjacency
+from climapred.results.links.pearson import anomalies
 from climapred.stages import Run
 from climapred.testing import synthetic_temperature, write_era5_grib, write_grib, write_ncep
 

@@ -27,9 +27,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from climapred.grid import Grid
-from climapred.results.adjacency import adjacency_dataset, grid_of
 from climapred.results.cf_check import check_cf
 from climapred.results.cf_write import pack, whole_unit, write_dataset, write_netcdf, write_zarr
+from climapred.results.links.adjacency import adjacency_dataset, grid_of
 from climapred.variables import VARIABLES, canonical_name
 
 __all__ = [
@@ -307,7 +307,7 @@ def adjacency_to_cf(
     history: str | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Return learned weights between grid points as CF-1.11, in a layout of ``climapred.results.adjacency``.
+    """Return learned weights between grid points as CF-1.11, in a layout of ``climapred.results.links.adjacency``.
 
     Args:
         weights: shape (N, N) with N = H * W; row = target, column = source; nodes run along longitude first,

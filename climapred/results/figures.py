@@ -13,13 +13,13 @@ import pandas as pd
 import xarray as xr
 
 from climapred.grid import Grid
-from climapred.results.adjacency import grid_of
 from climapred.results.animation import animate
 from climapred.results.captions import hours
-from climapred.results.correlations import Direction, correlation_map
 from climapred.results.curves import plot_scores, score_title
-from climapred.results.link_figures import Show, links_figure, map_significance, training_correlation
-from climapred.results.link_maps import plot_correlations
+from climapred.results.links.adjacency import grid_of
+from climapred.results.links.correlations import Direction, correlation_map
+from climapred.results.links.figures import Show, links_figure, map_significance, training_correlation
+from climapred.results.links.maps import plot_correlations
 from climapred.results.maps import plot_errors, plot_field, plot_forecast
 from climapred.results.selection import Choice, as_forecast, at_time, between, cropped, leads_of, pick, upright
 from climapred.results.sheet import save_figure

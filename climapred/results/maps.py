@@ -1,7 +1,7 @@
 """Maps of fields, forecasts and errors; every function returns a Figure.
 
 Nothing here touches global state: figures carry their own Agg canvas, no pyplot, no rcParams. Curves of scores are in
-climapred.results.curves, learned links in climapred.results.link_maps, films in climapred.results.animation.
+climapred.results.curves, learned links in climapred.results.links.maps, films in climapred.results.animation.
 """
 
 from __future__ import annotations

@@ -29,14 +29,14 @@ import pandas as pd
 import xarray as xr
 
 from climapred.grid import Grid
-from climapred.results.adjacency import row_blocks
 from climapred.results.baselines import BASELINES, FURTHER_BASELINES
 from climapred.results.captions import degrees, displayed, moment, quantity, units_of
 from climapred.results.cf import from_cf
-from climapred.results.correlations import strongest_links
 from climapred.results.geography import lines_within
-from climapred.results.page_numbers import Section, encoded, hours_of, numbers, packed, points, spread, stride_for
-from climapred.results.page_scores import MOST_LEADS, error_section, score_section
+from climapred.results.links.adjacency import row_blocks
+from climapred.results.links.correlations import strongest_links
+from climapred.results.page.numbers import Section, encoded, hours_of, numbers, packed, points, spread, stride_for
+from climapred.results.page.scores import MOST_LEADS, error_section, score_section
 from climapred.variables import VARIABLES, convert_units
 from climapred.whole import write_text
 

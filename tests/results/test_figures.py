@@ -17,9 +17,9 @@ from climapred.data.statistics import training_statistics
 from climapred.data.store import write_statistics
 from climapred.grid import Grid
 from climapred.results import figures
-from climapred.results.adjacency import adjacency_dataset
-from climapred.results.correlations import correlation_map, hub_map
 from climapred.results.figures import Request, draw, parse_place
+from climapred.results.links.adjacency import adjacency_dataset
+from climapred.results.links.correlations import correlation_map, hub_map
 from climapred.results.maps import plot_field, save_figure
 from climapred.results.selection import Choice
 from climapred.variables import convert_units

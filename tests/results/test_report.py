@@ -24,8 +24,8 @@ from climapred.grid import Grid
 from climapred.results import report
 from climapred.results.baselines import persistence
 from climapred.results.cf import adjacency_to_cf, from_cf, to_cf, write_netcdf
-from climapred.results.correlations import correlation_map, strongest_links
 from climapred.results.evaluate import evaluate, region_scores, score_table, season_scores
+from climapred.results.links.correlations import correlation_map, strongest_links
 from climapred.results.maps import temperature_colours
 from climapred.results.report import write_report
 from climapred.results.significance import comparison_table, error_series, score_intervals

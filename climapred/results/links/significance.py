@@ -5,7 +5,7 @@ Two questions, two nulls:
     seeds       Would another training find it? Models of other seeds on the same data: the mean weight of a pair against
                 the scatter of its weights. A link that passes is reproducible, which an artefact of the network's form, or
                 of the edge of the region, can be too.
-    surrogates  Is it in the data? Models trained on data without it (``climapred.results.surrogates``): the weight of a
+    surrogates  Is it in the data? Models trained on data without it (``climapred.results.links.surrogates``): the weight of a
                 pair against those that the same network gives it there.
 
 A training is costly, so there are few members, M. What they can show:

@@ -1,7 +1,7 @@
 """The plain correlation of anomalies with those of one place: what a learned map is to be seen beside.
 
 It needs no network: a learned link that this map shows too is no discovery, and one that it does not show asks for a test
-(``climapred.results.link_significance``). With a lag it has the direction of a link: who was first.
+(``climapred.results.links.significance``). With a lag it has the direction of a link: who was first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import xarray as xr
 
 from climapred.grid import Grid
 from climapred.results.baselines import climatology_beside
-from climapred.results.correlations import Direction, nearest_node
+from climapred.results.links.correlations import Direction, nearest_node
 
 _DIMS = ("time", "latitude", "longitude")
 

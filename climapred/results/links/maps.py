@@ -53,7 +53,7 @@ def plot_correlations(
         correlation: dims (latitude, longitude), as ``correlation_map`` makes it.
         point: latitude and longitude of the place, degrees.
         pearson: on the same grid, as ``point_correlation`` makes it.
-        significant: bool, on the same grid, as ``link_significance.significant`` makes it; other cells of the map of weights
+        significant: bool, on the same grid, as ``links.significance.significant`` makes it; other cells of the map of weights
             are stippled.
         title: by default what the map shows of which place.
         limits: of the colour scale of the weights.

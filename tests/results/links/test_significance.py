@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 from scipy.stats import kstest, ttest_1samp
 
-from climapred.results.link_significance import null_p_values, seed_p_values, significant
+from climapred.results.links.significance import null_p_values, seed_p_values, significant
 
 DIMS = ("node_target", "node_source")
 

@@ -9,9 +9,9 @@ import xarray as xr
 from matplotlib.collections import LineCollection, PathCollection, QuadMesh
 
 from climapred.grid import Grid, great_circle_km
-from climapred.results.adjacency import adjacency_dataset
-from climapred.results.correlations import hub_map, thinned, weight_by_distance
-from climapred.results.link_maps import great_circle, plot_correlations, plot_distances, plot_hubs, plot_links
+from climapred.results.links.adjacency import adjacency_dataset
+from climapred.results.links.correlations import hub_map, thinned, weight_by_distance
+from climapred.results.links.maps import great_circle, plot_correlations, plot_distances, plot_hubs, plot_links
 from climapred.results.sheet import save_figure
 
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -25,7 +25,7 @@ import scipy.fft
 import xarray as xr
 
 from climapred.grid import EARTH_RADIUS_KM, Grid
-from climapred.results.adjacency import nodes
+from climapred.results.links.adjacency import nodes
 
 _DIMS = ("time", "latitude", "longitude")
 _WAVES = 2048  # of which smooth random fields are made: their correlation is off by 1 / sqrt of that

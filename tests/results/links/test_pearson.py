@@ -8,7 +8,7 @@ import xarray as xr
 from climapred.calendar import climatology_at
 from climapred.data.statistics import training_statistics
 from climapred.grid import Grid
-from climapred.results.pearson import anomalies, point_correlation
+from climapred.results.links.pearson import anomalies, point_correlation
 from climapred.testing import DEFAULT_LINKS, synthetic_temperature
 
 GRID = Grid(np.linspace(30, 50, 5), np.linspace(200, 230, 7))

@@ -11,7 +11,7 @@ import xarray as xr
 
 from climapred.grid import Grid
 from climapred.results.captions import units_of
-from climapred.results.page_numbers import Section, encoded, hours_of, numbers, packed, points, spread, stride_for
+from climapred.results.page.numbers import Section, encoded, hours_of, numbers, packed, points, spread, stride_for
 
 MOST_LEADS = 24
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from climapred.grid import Grid, great_circle_km
-from climapred.results import adjacency as layouts
-from climapred.results.adjacency import adjacency_dataset
-from climapred.results.correlations import correlation_map, strongest_links, weight_by_distance
+from climapred.results.links import adjacency as layouts
+from climapred.results.links.adjacency import adjacency_dataset
+from climapred.results.links.correlations import correlation_map, strongest_links, weight_by_distance
 
 GRID = Grid(np.linspace(30, 50, 5), np.linspace(200, 230, 7))
 TARGET, SOURCE = 2 * 7 + 1, 4 * 7 + 6  # 40 N, 205 E listens to 50 N, 230 E

@@ -3,8 +3,8 @@ import pytest
 import xarray as xr
 
 from climapred.grid import Grid, great_circle_km
-from climapred.results.adjacency import nodes
-from climapred.results.surrogates import block_shuffled, phase_randomised
+from climapred.results.links.adjacency import nodes
+from climapred.results.links.surrogates import block_shuffled, phase_randomised
 
 GRID = Grid(np.linspace(20, 70, 6), np.linspace(180, 300, 9))
 

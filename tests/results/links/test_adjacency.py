@@ -3,10 +3,10 @@ import pytest
 import xarray as xr
 
 from climapred.grid import Grid, cell_areas, great_circle_km
-from climapred.results import adjacency as layouts
-from climapred.results.adjacency import adjacency_dataset, grid_of, row_blocks, top_links
 from climapred.results.cf import adjacency_to_cf, check_cf, write_netcdf
-from climapred.results.correlations import correlation_map, hub_map, strongest_links, weight_by_distance
+from climapred.results.links import adjacency as layouts
+from climapred.results.links.adjacency import adjacency_dataset, grid_of, row_blocks, top_links
+from climapred.results.links.correlations import correlation_map, hub_map, strongest_links, weight_by_distance
 
 GRID = Grid(np.linspace(30, 70, 5), np.linspace(200, 230, 7))
 

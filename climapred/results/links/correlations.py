@@ -1,6 +1,6 @@
 """What an adjacency tells: whom a place listens to, who listens to it, over what distance, and which places are hubs.
 
-All of it is from an adjacency in either layout of ``climapred.results.adjacency``, which says what a weight and its floor are.
+All of it is from an adjacency in either layout of ``climapred.results.links.adjacency``, which tells of weights and floors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from climapred.grid import Array, Grid, cell_areas, great_circle_km
-from climapred.results.adjacency import column, distance_rows, floors, grid_of, is_top, nodes, row, row_blocks
+from climapred.results.links.adjacency import column, distance_rows, floors, grid_of, is_top, nodes, row, row_blocks
 
 Direction = Literal["listens", "heard"]
 Places = npt.NDArray[np.intp]

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from climapred.grid import Grid
-from climapred.results.adjacency import distance_rows, grid_of, row_blocks
-from climapred.results.correlations import (
+from climapred.results.links.adjacency import distance_rows, grid_of, row_blocks
+from climapred.results.links.correlations import (
     Direction,
     hub_map,
     nearest_node,
@@ -17,9 +17,9 @@ from climapred.results.correlations import (
     thinned,
     weight_by_distance,
 )
-from climapred.results.link_maps import plot_distances, plot_hubs, plot_links
-from climapred.results.link_significance import significant
-from climapred.results.pearson import anomalies, point_correlation
+from climapred.results.links.maps import plot_distances, plot_hubs, plot_links
+from climapred.results.links.pearson import anomalies, point_correlation
+from climapred.results.links.significance import significant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
