@@ -122,13 +122,13 @@ class TrainedModel:
         """
         if not self.has_adjacency:
             raise ValueError(f"model {self.name} has no adjacency; LS-NTP with the long range, or AGCRN, learns one")
-        with torch.no_grad():
+        with torch.no_grad():  # not over a yield: whoever takes a row would have no gradients until the last
             made = self.module.network.shared()  # type: ignore[operator]
-            made = getattr(made, "adjacency", made)  # AGCRN's stands among its weights
-            take = made.block if isinstance(made, StreamedAdjacency | SparseAdjacency) else made.__getitem__
-            count = max(1, _PAIRS_AT_ONCE // self.node_grid.size)
-            for start in range(0, self.node_grid.size, count):
-                yield take(slice(start, start + count)).float().cpu().numpy()
+        made = getattr(made, "adjacency", made)  # AGCRN's stands among its weights
+        take = made.block if isinstance(made, StreamedAdjacency | SparseAdjacency) else made.__getitem__
+        count = max(1, _PAIRS_AT_ONCE // self.node_grid.size)
+        for start in range(0, self.node_grid.size, count):
+            yield take(slice(start, start + count)).float().cpu().numpy()
 
     @property
     def node_grid(self) -> Grid:

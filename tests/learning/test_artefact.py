@@ -440,14 +440,18 @@ def test_the_adjacency_of_agcrn_is_a_matrix_too(make_model):
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["dense", "streamed"])
+@pytest.mark.parametrize("form", ["dense", "streamed", "sparse"])
 def test_the_rows_of_an_adjacency_come_a_few_at_a_time(make_model, monkeypatch, form):
-    model = make_model(adjacency=form)
+    model = make_model(adjacency=form, links=5)
     whole = model.adjacency()
+    assert (np.count_nonzero(whole) == 35 * 5) == (form == "sparse")
     monkeypatch.setattr(artefact, "_PAIRS_AT_ONCE", 4 * 35)
     blocks = list(model.adjacency_rows())
     assert [len(block) for block in blocks] == [4] * 8 + [3]
     np.testing.assert_allclose(np.concatenate(blocks), whole, rtol=1e-6)
+    rows = model.adjacency_rows()
+    next(rows)
+    assert torch.is_grad_enabled()  # while a generator waits
     monkeypatch.setattr(artefact, "_MOST_NODES", 34)
     with pytest.raises(
         ValueError, match=r"adjacency of Grid\(5 x 7, .* is too large for one array; take adjacency_rows"
