@@ -195,7 +195,7 @@ class _ShapesAlone(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.limit -= 1
-        if self.limit < 0:
+        if self.limit == -1:  # once: what cleans up on the way out calls torch, as no_grad does to put gradients back
             raise ValueError("the options ask for a far larger network than the one whose weights are stored")
         name, kwargs = func.__name__, kwargs or {}
         if name.endswith("_") and not name.endswith("__"):

@@ -404,6 +404,7 @@ def test_an_outline_of_something_huge_costs_nothing():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; in full it would be 14 GB
     with pytest.raises(ValueError, match="ask for a far larger network than the one whose weights are stored"):
         outline(lambda: layers(10**9, 1), like={"weight": torch.zeros(1)})
+    assert torch.is_grad_enabled()  # it was refused within an initialisation, which keeps no gradients
     # A network of 500 layers is not far larger than one of 500 layers.
     assert len(outline(lambda: layers(500), like=layers(500, 1).state_dict())) == 500
 
