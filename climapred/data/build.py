@@ -26,7 +26,7 @@ from climapred.data.regrid import Method, regrid, source_grid
 from climapred.data.sources import expand_paths, open_source, source_identity
 from climapred.data.store import Fields, Layout, Shard, round_bits
 from climapred.data.times import Duplicates
-from climapred.data.workers import completed, local_executor
+from climapred.data.workers import completed, give_memory_back, local_executor
 from climapred.grid import Grid
 
 Progress = Callable[[int, int], None]
@@ -433,6 +433,8 @@ def _write_shard(job: _Job, start: int, stop: int) -> Row:
     for name in job.source.variables:
         values = job.values(Shard(name, start, stop))
         checksums[name] = store.write_region(job.path, name, start, values, verify=job.verify)
+        del values
+        give_memory_back()
     job.refuse_changes()
     store.journal_shard(job.path, start, checksums)
     return start, checksums

@@ -86,10 +86,19 @@ def _begin_worker() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    if sys.platform == "linux":
-        limit = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
-        if limit is not None:
-            limit(_M_ARENA_MAX, 1)
+    _of_glibc("mallopt", _M_ARENA_MAX, 1)
+
+
+def give_memory_back() -> None:
+    """Give freed memory back to the system: the C library keeps holes between what is in use, more after every task."""
+    _of_glibc("malloc_trim", 0)
+
+
+def _of_glibc(function: str, *arguments: int) -> None:
+    """Call a function that not every C library has."""
+    found = getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None
+    if found is not None:
+        found(*arguments)
 
 
 def _end_with(parent: Any) -> None:
