@@ -29,8 +29,11 @@ class LearnedAdjacency(nn.Module):
     have no weight at all, and rows start uneven (vectors of the variance D^-1/2, so that scores have the variance 1).
 
     Args:
-        nodes: points, N.
+        shape: rows and columns of the grid, whose points are the N nodes in C order; or N alone.
         embedding: length of a node's vector.
+        smooth: what is learned are the vectors of knots, one on every ``smooth``-th row and column or a little closer, and
+            those of the nodes between are bilinear: neighbours listen alike, with so many fewer numbers to learn. 1: each
+            node has its own.
         directed: E F^T with a second vector F for each node as a source, so that i may listen to j, but not j to i.
         relu: False leaves out the ReLU.
         floor: with ReLU, False takes the floor off each row, exp(0) / sum_j exp(ReLU(.)_ij), so that unrelated nodes have the
@@ -40,17 +43,22 @@ class LearnedAdjacency(nn.Module):
         form: "dense" builds the matrix; "streamed" works in blocks and never stores it; "auto" chooses by ``nodes``. "sparse"
             is no longer exact: each node keeps its ``links`` strongest sources, and all others are unrelated to it; see
             ``SparseAdjacency``. They are chosen anew after every ``refresh`` forward passes in training, from all pairs.
+
+    Attributes:
+        periodic: the knots go round the globe.
     """
 
+    periodic = False
     positions: Tensor | None
     kept: Tensor
     passes: Tensor
 
     def __init__(
         self,
-        nodes: int,
+        shape: int | tuple[int, int],
         embedding: int,
         *,
+        smooth: int = 1,
         directed: bool = False,
         relu: bool = True,
         floor: bool = True,
@@ -60,8 +68,12 @@ class LearnedAdjacency(nn.Module):
         refresh: int = 50,
     ) -> None:
         super().__init__()
+        self.shape = (1, shape) if isinstance(shape, int) else shape
+        self.nodes = nodes = math.prod(self.shape)
         if nodes < 2 or embedding < 1:
             raise ValueError(f"an adjacency needs at least 2 nodes and 1 embedding channel, got {nodes=}, {embedding=}")
+        if smooth < 1:
+            raise ValueError(f"smooth must be at least 1 (a vector for each node), got {smooth}")
         if not max_km >= 0:
             raise ValueError(f"max_km must be at least 0, got {max_km}")
         if form not in FORMS:
@@ -70,14 +82,15 @@ class LearnedAdjacency(nn.Module):
             raise ValueError("floor=False takes off what ReLU leaves under every pair: it needs relu=True")
         self.relu, self.floor, self.max_km = relu, floor, max_km
         self.form = form if form != "auto" else "streamed" if nodes > DENSE_NODES else "dense"
-        self.embedding = self._vectors(nodes, embedding)
-        self.sources = self._vectors(nodes, embedding) if directed else None
+        self.smooth, self.knots = smooth, tuple(1 + -(-(count - 1) // smooth) for count in self.shape)
+        self.embedding = self._vectors(embedding)
+        self.sources = self._vectors(embedding) if directed else None
         self.register_buffer("positions", None, persistent=False)
         if form == "sparse":
             self._sparse(nodes, links, refresh)
 
-    def _vectors(self, nodes: int, embedding: int) -> nn.Parameter:
-        vectors = torch.empty(nodes, embedding)
+    def _vectors(self, embedding: int) -> nn.Parameter:
+        vectors = torch.empty(math.prod(self.knots), embedding)
         return nn.Parameter(
             nn.init.xavier_normal_(vectors) if self.relu else nn.init.normal_(vectors, std=embedding**-0.25)
         )
@@ -96,8 +109,8 @@ class LearnedAdjacency(nn.Module):
     def place(self, latitude: Sequence[float] | Tensor, longitude: Sequence[float] | Tensor) -> None:
         """Tell where the nodes are, for ``max_km``: the points of the grid of these axes, in degrees, in C order."""
         phi, along = (torch.as_tensor(axis, dtype=torch.float64).deg2rad() for axis in (latitude, longitude))
-        if len(phi) * len(along) != len(self.embedding):
-            raise ValueError(f"{len(self.embedding)} nodes are not the points of {len(phi)} x {len(along)}")
+        if len(phi) * len(along) != self.nodes:
+            raise ValueError(f"{self.nodes} nodes are not the points of {len(phi)} x {len(along)}")
         phi, along = (axis.flatten() for axis in torch.meshgrid(phi, along, indexing="ij"))
         points = torch.stack([phi.cos() * along.cos(), phi.cos() * along.sin(), phi.sin()], dim=1)
         self.positions = points.to(self.embedding)
@@ -108,9 +121,10 @@ class LearnedAdjacency(nn.Module):
             raise ValueError(
                 f"max_km={self.max_km} needs the places of the nodes: call place(latitude, longitude) first"
             )
-        targets, sources = self.embedding, self.embedding if self.sources is None else self.sources
-        device = targets.device.type
+        device = self.embedding.device.type
         with torch.autocast(device, enabled=False):  # scores of bfloat16 would be off by per cents
+            targets = self._of_nodes(self.embedding)
+            sources = targets if self.sources is None else self._of_nodes(self.sources)
             if self.form == "streamed":
                 return self._streamed(targets, sources)
             if self.form == "sparse":
@@ -118,6 +132,16 @@ class LearnedAdjacency(nn.Module):
             weights = self._dense(targets, sources)
         # Rounded once for all products of the pass, which take it so under autocast.
         return weights.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weights
+
+    def _of_nodes(self, vectors: Tensor) -> Tensor:
+        """Return the vectors ``(N, embedding)`` of all nodes from those of the knots."""
+        if self.smooth == 1:
+            return vectors
+        rows, columns = (
+            _hats(points, knots, closed, vectors)
+            for points, knots, closed in zip(self.shape, self.knots, (False, self.periodic), strict=True)
+        )
+        return torch.einsum("ym,mnd,xn->yxd", rows, vectors.view(*self.knots, -1), columns).flatten(0, 1)
 
     def _dense(self, targets: Tensor, sources: Tensor) -> Tensor:
         scores = targets @ sources.T
@@ -150,12 +174,27 @@ class LearnedAdjacency(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the sizes and what is not the paper's, for ``print(model)``."""
-        nodes, embedding = self.embedding.shape
+        embedding = self.embedding.shape[1]
         options = {"directed": self.sources is not None, "relu": self.relu, "floor": self.floor}
         changed = [f"{name}={value}" for name, value in options.items() if value != (name != "directed")]
+        changed += [f"smooth={self.smooth}"] if self.smooth > 1 else []
         changed += [f"form={self.form}"] if self.form != "dense" else []
         changed += [f"max_km={self.max_km:g}"] if self.max_km < math.inf else []
-        return ", ".join([f"nodes={nodes}", f"embedding={embedding}", *changed])
+        return ", ".join([f"nodes={self.nodes}", f"embedding={embedding}", *changed])
+
+
+def _hats(points: int, knots: int, closed: bool, like: Tensor) -> Tensor:
+    """Return what each knot counts at each point ``(points, knots)``, rows of sum 1: hat functions on an even spacing.
+
+    The first and the last point are knots, or, on a ``closed`` circle, the first knot is the one after the last too.
+    """
+    per_point = knots / points if closed else (knots - 1) / max(1, points - 1)
+    places = per_point * torch.arange(points, device=like.device, dtype=like.dtype)
+    centres = torch.arange(knots, device=like.device, dtype=like.dtype)
+    hats = (1 - (places[:, None] - centres).abs()).clamp(min=0)
+    if closed:
+        hats[:, 0] += (1 - (knots - places)).clamp(min=0)
+    return hats
 
 
 def heard(x: Tensor, adjacency: Adjacency) -> Tensor:

@@ -184,6 +184,7 @@ def ls_ntp(
     short_range: bool = True,
     self_loop: bool = True,
     branch: int | None = None,
+    smooth: int | None = None,
     directed: bool | None = None,
     relu: bool | None = None,
     floor: bool = True,
@@ -210,7 +211,7 @@ def ls_ntp(
             the gates: ``attention=False, short_range=False``.
         self_loop: False leaves a node with what it hears, A X, instead of (I + A) X; of the form without a branch.
         branch: channels of the long-range branch; 0: the form of the paper, see ``LSConv``. None: as the variant has it.
-        directed, relu, floor, max_km: see ``LearnedAdjacency``; ``max_km`` needs ``network.shared.place``.
+        smooth, directed, relu, floor, max_km: see ``LearnedAdjacency``; ``max_km`` needs ``network.shared.place``.
         adjacency: "dense", "streamed" or "auto", see ``LearnedAdjacency``; both are exact. Or "sparse", which is not, with
             ``links`` and ``refresh``.
     """
@@ -218,13 +219,21 @@ def ls_ntp(
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     paper, size = variant == "paper", kernel if short_range else 1
     branch = (0 if paper else 8) if branch is None else branch
+    smooth = (1 if paper else 4) if smooth is None else smooth
     directed = not paper if directed is None else directed
     relu = paper if relu is None else relu
     _check(paper=paper, self_loop=self_loop, branch=branch, long_range=long_range)
     rows, columns = halved(height, width, kernel) if downsample else (height, width)
-    form: Any = {"directed": directed, "relu": relu, "floor": floor, "max_km": max_km, "form": adjacency}
+    form: Any = {
+        "smooth": smooth,
+        "directed": directed,
+        "relu": relu,
+        "floor": floor,
+        "max_km": max_km,
+        "form": adjacency,
+    }
     few: Any = {"links": links, "refresh": refresh}
-    shared = LearnedAdjacency(rows * columns, embedding, **form, **few) if long_range else None
+    shared = LearnedAdjacency((rows, columns), embedding, **form, **few) if long_range else None
     attention = attention and (long_range or not branch)  # NSA is a part of the branch
     parts = LSConv(attention, self_loop, branch if long_range else 0, paper)
 

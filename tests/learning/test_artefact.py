@@ -106,7 +106,7 @@ def test_identity_follows_every_setting_that_changes_a_forecast(make_model):
 
 
 def test_adjacency_is_that_of_the_embedding(make_model):
-    model = make_model("ls_ntp")
+    model = make_model("ls_ntp", smooth=1)
     weights, shared = model.adjacency(), model.module.network.shared
     targets, sources = (vectors.detach().double().numpy() for vectors in (shared.embedding, shared.sources))
     assert weights.shape == (35, 35)

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -7,9 +9,9 @@ from climapred.models.adjacency import DENSE_NODES, LearnedAdjacency, heard, mix
 from climapred.models.streamed import StreamedAdjacency
 
 
-def make_adjacency(nodes=12, embedding=3, *, size=1.0, seed=0, **options):
+def make_adjacency(shape=12, embedding=3, *, size=1.0, seed=0, **options):
     torch.manual_seed(seed)
-    adjacency = LearnedAdjacency(nodes, embedding, **options).double()
+    adjacency = LearnedAdjacency(shape, embedding, **options).double()
     with torch.no_grad():
         adjacency.embedding.mul_(size)
     return adjacency
@@ -117,6 +119,51 @@ def test_without_floor_and_similarity_nobody_is_heard():
     assert not make_adjacency(size=0.0, floor=False)().any()
 
 
+def of_nodes(adjacency, vectors):
+    """The vectors of the nodes between knots that are evenly spaced from edge to edge, by torch's own interpolation."""
+    knots = vectors.view(1, *adjacency.knots, -1).permute(0, 3, 1, 2)
+    return F.interpolate(knots, adjacency.shape, mode="bilinear", align_corners=True)[0].flatten(1).T
+
+
+@pytest.mark.parametrize("form", ["dense", "streamed", "sparse"])
+@pytest.mark.parametrize(("shape", "smooth", "knots"), [((9, 13), 4, (3, 4)), ((5, 8), 3, (3, 4)), ((1, 6), 2, (1, 4))])
+def test_between_knots_the_vectors_are_bilinear(shape, smooth, knots, form):
+    nodes = shape[0] * shape[1]
+    options = {"directed": True, "relu": False, "form": form, "links": nodes - 1}
+    adjacency = make_adjacency(shape, 3, smooth=smooth, size=3.0, **options)
+    assert (adjacency.knots, adjacency.embedding.shape) == (knots, (knots[0] * knots[1], 3))
+    single = make_adjacency(shape, 3, **options)
+    targets, sources = (of_nodes(adjacency, v).detach() for v in (adjacency.embedding, adjacency.sources))
+    single.embedding.data, single.sources.data = targets, sources
+    x = torch.randn(nodes, 5, dtype=torch.float64)
+    found, wanted = adjacency() @ x, single() @ x
+    torch.testing.assert_close(found, wanted)
+    # The chain rule, through torch's interpolation.
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    leaf = adjacency.embedding.detach().clone().requires_grad_()
+    of_nodes(adjacency, leaf).backward(single.embedding.grad)
+    torch.testing.assert_close(adjacency.embedding.grad, leaf.grad)
+
+
+@pytest.mark.parametrize(("columns", "smooth"), [(12, 4), (7, 3), (4, 1), (5, 2)])
+def test_round_the_globe_the_first_knot_follows_the_last(columns, smooth):
+    adjacency = make_adjacency((2, columns), 1, smooth=smooth, directed=True, relu=False)
+    adjacency.periodic = True
+    rows, around = adjacency.knots
+    found = adjacency._of_nodes(adjacency.embedding).detach().view(2, columns)
+    knots = adjacency.embedding.detach().view(rows, around)
+    for row in range(2):  # knots are the rows here
+        at = np.interp(np.arange(columns), np.arange(around) * columns / around, knots[row], period=columns)
+        np.testing.assert_allclose(found[row], at if smooth > 1 else knots[row], atol=1e-15)
+
+
+def test_smooth_rows_of_weights_vary_little_between_neighbours():
+    rough, smooth = (make_adjacency((9, 17), 8, smooth=s, directed=True, relu=False)().view(9, 17, -1) for s in (1, 8))
+    differences = [((w[:, 1:] - w[:, :-1]).square().mean() / w.var()).item() for w in (rough, smooth)]
+    assert differences[1] < differences[0] / 10
+
+
 def place(adjacency):
     adjacency.place([0.0, 45.0, 90.0], torch.tensor([0.0, 90.0, 180.0, 270.0]))
     return adjacency
@@ -179,3 +226,5 @@ def test_sizes_are_checked_and_shown():
         LearnedAdjacency(1, 4)
     with pytest.raises(ValueError, match="got nodes=5, embedding=0"):
         LearnedAdjacency(5, 0)
+    with pytest.raises(ValueError, match=r"smooth must be at least 1 \(a vector for each node\), got 0"):
+        LearnedAdjacency((2, 3), 4, smooth=0)

@@ -9,7 +9,7 @@ from climapred.models.ls_ntp import LSConv, LSConvLSTMCell, NodeAttention, ls_nt
 
 INPUTS, HIDDEN, HEIGHT, WIDTH = 2, 3, 4, 5
 NODES = HEIGHT * WIDTH
-CLASSIC = {"branch": 0, "directed": False, "relu": True}  # the paper's LS-Conv between our gates
+CLASSIC = {"branch": 0, "smooth": 1, "directed": False, "relu": True}  # the paper's LS-Conv between our gates
 VARIANTS = pytest.mark.parametrize("variant", [{"variant": "paper"}, CLASSIC], ids=["paper", "classic"])
 
 
@@ -134,14 +134,15 @@ def test_the_adjacency_is_shared_by_all_layers_and_built_once_a_pass(form):
 def test_parameter_count_follows_the_published_arithmetic(form, first):
     # Per cell with C = inputs + hidden: gates 4 h C 9, attention 3 (C^2 + C) + 4 C, peepholes 3 h, as in the authors'
     # code; here plus 4 h biases, and C = h for the first layer of a forecaster without input. A frame is one variable
-    # and two forcings. With a branch of r channels NSA sees these; V takes r C + r, U 4 h r, and each node has two vectors.
+    # and two forcings. With a branch of r channels NSA sees these; V takes r C + r, U 4 h r, and each of the
+    # 2 x 3 knots has two vectors.
     h, r = 5, 2
     joined = [size for inputs in first for size in (inputs + h, 2 * h)]
     gates, attention = [36 * h * c + 3 * h + 4 * h for c in joined], [3 * (c * c + c) + 4 * c for c in (*joined, r)]
     sizes = {"height": 4, "width": 6, "forcings": 2, "hidden": h, "embedding": 7, **form}
     wanted = 24 * 7 + sum(gates) + sum(attention[:-1]) + 9 * h + 1
     assert sum(parameter.numel() for parameter in ls_ntp(**sizes, **CLASSIC).parameters()) == wanted
-    wanted = 2 * 24 * 7 + sum(gates) + sum(r * c + r + 4 * h * r + attention[-1] for c in joined) + 9 * h + 1
+    wanted = 2 * 6 * 7 + sum(gates) + sum(r * c + r + 4 * h * r + attention[-1] for c in joined) + 9 * h + 1
     assert sum(parameter.numel() for parameter in ls_ntp(**sizes, branch=r).parameters()) == wanted
 
 
@@ -266,7 +267,7 @@ def test_half_the_grid_is_an_option_of_every_form(variant, form):
     forecast = network(frames, 4, future=future)
     assert forecast.shape == (2, 4, 1, 7, 9)
     assert forecast.any() == (variant == "paper")
-    assert network.shared.embedding.shape == (3 * 4, 4)
+    assert network.shared.embedding.shape == (3 * 4 if variant == "paper" else 2 * 2, 4)
 
 
 @pytest.mark.parametrize(("height", "width", "kernel"), [(24, 53, 3), (25, 52, 3), (5, 9, 7)])
@@ -405,7 +406,7 @@ def test_the_streamed_path_makes_the_same_network(variant):
 def test_options_of_the_adjacency_reach_it():
     network = ls_ntp(height=70, width=80, hidden=1, embedding=1, relu=True, floor=False, max_km=900)
     assert repr(network.shared) == (
-        "LearnedAdjacency(nodes=5600, embedding=1, directed=True, floor=False, form=streamed, max_km=900)"
+        "LearnedAdjacency(nodes=5600, embedding=1, directed=True, floor=False, smooth=4, form=streamed, max_km=900)"
     )
     network = ls_ntp(height=3, width=4, hidden=2, embedding=2, adjacency="sparse", links=3, refresh=7)
     assert (network.shared.links, network.shared.refresh, network.shared.kept.shape) == (3, 7, (12, 3))
