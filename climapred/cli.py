@@ -128,7 +128,8 @@ def _parse_part(text: str) -> tuple[int, int]:
 def validate(recipe: RecipePath, set_: Overrides = None) -> None:
     """Check a recipe and the data it names, without running it."""
     from climapred import pipeline
-    from climapred.recipe import RecipeError, load_recipe
+    from climapred.recipe import RecipeError
+    from climapred.recipe_file import load_recipe
 
     try:
         pipeline.check(load_recipe(recipe, set_ or ()), recipe)

@@ -32,7 +32,8 @@ from climapred.data.sources import source_identity
 from climapred.grid import Grid, ReducedGrid
 from climapred.learning.order import Share
 from climapred.learning.windows import time_step
-from climapred.recipe import GridRecipe, Recipe, RecipeError, dump_recipe, load_recipe, located
+from climapred.recipe import GridRecipe, Recipe, RecipeError
+from climapred.recipe_file import dump_recipe, load_recipe, located
 from climapred.results.baselines import BASELINES
 from climapred.results.links.adjacency import DENSE_NODES
 from climapred.stages import Run

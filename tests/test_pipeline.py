@@ -20,7 +20,8 @@ from climapred.cli import _parse_baselines
 from climapred.data.locks import locked
 from climapred.data.store import open_statistics, open_store
 from climapred.learning.artefact import load_model
-from climapred.recipe import RecipeError, load_recipe
+from climapred.recipe import RecipeError
+from climapred.recipe_file import load_recipe
 from climapred.results.cf import check_cf
 from climapred.results.links import adjacency
 from climapred.results.links.pearson import anomalies

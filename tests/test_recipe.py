@@ -11,16 +11,8 @@ from climapred.data.grib import SELECTABLE
 from climapred.learning.loader import WindowLoader
 from climapred.learning.training import Training
 from climapred.learning.windows import Window
-from climapred.recipe import (
-    LoaderRecipe,
-    RecipeError,
-    SelectRecipe,
-    TrainingRecipe,
-    WindowRecipe,
-    dump_recipe,
-    load_recipe,
-    located,
-)
+from climapred.recipe import LoaderRecipe, RecipeError, SelectRecipe, TrainingRecipe, WindowRecipe
+from climapred.recipe_file import dump_recipe, load_recipe, located
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 DATA = Path(os.environ.get("CLIMAPRED_DATA", Path(__file__).parents[1] / "../shared/data"))
@@ -216,6 +208,8 @@ def test_not_text(tmp_path):
         ("split.test=2001-11-05T06:00:00", lambda r: r.split.test == "2001-11-05T06:00:00"),
         ("split.test=2001-11-05T06:00:00+02:00", lambda r: r.split.test == "2001-11-05T04:00:00"),  # UTC
         ("maps.start_times=2001-11-05", lambda r: r.maps.start_times == ("2001-11-05",)),
+        ("maps.leads_hours=6", lambda r: r.maps.leads_hours == (6,)),
+        ("maps.leads_hours=[6, 1e1]", lambda r: r.maps.leads_hours == (6, 10)),
         ("title=a=b", lambda r: r.title == "a=b"),
         ("title=''", lambda r: r.title == ""),
     ],

@@ -9,7 +9,7 @@ import xarray as xr
 from rich.console import Console
 
 from climapred import Grid, load_model, open_store, pipeline
-from climapred.recipe import load_recipe
+from climapred.recipe_file import load_recipe
 from climapred.testing import synthetic_temperature, write_ncep
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"

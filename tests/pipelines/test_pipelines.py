@@ -11,7 +11,7 @@ from rich.console import Console
 
 from climapred import evaluate, load_model, open_statistics, open_store, persistence, pipeline, stages
 from climapred.models import MODELS
-from climapred.recipe import load_recipe
+from climapred.recipe_file import load_recipe
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("CLIMAPRED_DATA", ROOT / "../shared/data")).resolve()
