@@ -22,10 +22,13 @@ import pandas as pd
 from climapred.pipeline import run
 
 RECIPE = Path(__file__).parent.parent / "pipelines" / "ncep_air.yaml"
-CLASSIC: dict[str, Any] = {"branch": 0, "directed": False, "relu": True}
+CLASSIC: dict[str, Any] = {"branch": 0, "smooth": 1, "directed": False, "relu": True}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name: what it is in the table, options
     "convlstm": ("ConvLSTM", {"architecture": "convlstm"}),
     "climapred": ("LS-NTP (climapred)", {}),
+    "branch_smooth_2": ("- knots on every second row and column", {"smooth": 2}),
+    "branch_smooth_8": ("- knots on every eighth", {"smooth": 8}),
+    "branch_rough": ("- a vector for each point", {"smooth": 1}),
     "branch_without_nsa": ("- w/o NSA", {"attention": False}),
     "branch_symmetric": ("- symmetric, with ReLU and floor", {"directed": False, "relu": True}),
     "branch_2000_km": ("- no link longer than 2,000 km", {"max_km": 2000}),

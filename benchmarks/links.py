@@ -67,6 +67,7 @@ LINKS = (
 YEARS, WINDOW, MIN_KM = 4, Window(5, 4), 1000.0
 HIDDEN, EMBEDDING, BATCH, STRIDE, STARTS, INFLUENCES = 8, 32, 32, 2, 4, 8
 SMALL: dict[str, Any] = {"hidden": HIDDEN, "layers": 1}
+ROUGH = "LS-NTP (climapred), a vector for each point"
 LOW_RANK = "prototype: climapred, signed low rank"
 
 
@@ -89,14 +90,22 @@ class LowRank(nn.Module):
             return self.targets @ self.sources.T
 
 
-PAPER: dict[str, Any] = {**SMALL, "branch": 0, "directed": False, "relu": True}  # its LS-Conv, between our gates
+PAPER: dict[str, Any] = {
+    **SMALL,
+    "branch": 0,
+    "smooth": 1,
+    "directed": False,
+    "relu": True,
+}  # its LS-Conv, between our gates
 NETWORKS: Mapping[str, tuple[str, dict[str, Any]]] = {  # name: architecture, options
     "ConvLSTM": ("convlstm", SMALL),
     "the paper's LS-Conv": ("ls_ntp", PAPER),
     "the paper's LS-Conv, directed, no floor": ("ls_ntp", {**PAPER, "directed": True, "floor": False}),
     "LS-NTP (climapred)": ("ls_ntp", SMALL),
-    "LS-NTP (climapred), symmetric, with ReLU and floor": ("ls_ntp", {**SMALL, "directed": False, "relu": True}),
-    "LS-NTP (climapred), directed, with ReLU, no floor": ("ls_ntp", {**SMALL, "relu": True, "floor": False}),
+    "LS-NTP (climapred), knots on every second row and column": ("ls_ntp", {**SMALL, "smooth": 2}),
+    ROUGH: ("ls_ntp", {**SMALL, "smooth": 1}),
+    f"{ROUGH}, symmetric, with ReLU and floor": ("ls_ntp", {**SMALL, "smooth": 1, "directed": False, "relu": True}),
+    f"{ROUGH}, directed, with ReLU, no floor": ("ls_ntp", {**SMALL, "smooth": 1, "relu": True, "floor": False}),
     LOW_RANK: ("ls_ntp", SMALL),
 }
 
