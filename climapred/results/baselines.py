@@ -15,8 +15,8 @@ regression too, but of the leading patterns E of the whole field on each other, 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING
 
-import dask.array
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -25,6 +25,9 @@ import xarray as xr
 from climapred.calendar import Times, climatology_at, harmonic_design
 from climapred.grid import Grid, cell_areas
 from climapred.variables import VARIABLES
+
+if TYPE_CHECKING:
+    import dask.array
 
 BASELINES = ("persistence", "climatology", "damped")
 FURTHER_BASELINES = ("same_hour", "eof_regression")
@@ -258,7 +261,11 @@ def _leading_patterns(
     if isinstance(matrix, np.ndarray):
         patterns = np.linalg.svd(matrix, full_matrices=False)[2][:modes]
     else:
-        patterns = dask.array.linalg.svd_compressed(matrix, modes, n_power_iter=4, seed=0)[2].compute()
+        from dask.array.linalg import (
+            svd_compressed,
+        )  # loaded where used: maps, which know the baselines' names, need it not
+
+        patterns = svd_compressed(matrix, modes, n_power_iter=4, seed=0)[2].compute()
     return np.asarray(matrix @ patterns.T), patterns, max(total, np.finfo(float).tiny)
 
 

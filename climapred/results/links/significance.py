@@ -33,7 +33,6 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy.stats import false_discovery_control, t
 
 Method = Literal["pooled", "gaussian", "empirical"]
 Floats = npt.NDArray[np.float64]
@@ -103,6 +102,8 @@ def significant(p_values: xr.DataArray, level: float = 0.05) -> xr.DataArray:
     finite = np.isfinite(values)
     found = np.zeros(values.shape, dtype=bool)
     if finite.any():
+        from scipy.stats import false_discovery_control  # loaded where used: it takes as long as a map
+
         found[finite] = false_discovery_control(values[finite]) <= level
     attributes = {"long_name": f"significant, false discovery rate {level:g}", "level": level}
     return p_values.copy(data=found).rename("significant").assign_attrs(attributes)
@@ -121,6 +122,8 @@ def _aligned(weights: xr.DataArray, null: xr.DataArray, *, least: int) -> tuple[
 
 def _t_test(excess: Floats, spread: Floats, variance: float, members: int) -> Floats:
     """Return Student's one-sided p-values; without any scatter 0 above the mean, 1 at it or below."""
+    from scipy.stats import t  # loaded where used: it takes as long as a map
+
     scale = spread * np.sqrt(variance)
     certain = scale == 0
     found = t.sf(excess / np.where(certain, 1.0, scale), members - 1)
