@@ -268,8 +268,8 @@ def test_errors_list_what_is_known():
         build_model("lstm")
     options = (
         "height, width, channels, forcings, hidden, layers, kernel, embedding, feedback, one_pass, variant, downsample, "
-        "attention, long_range, short_range, self_loop, branch, directed, relu, floor, max_km, adjacency, links, refresh, "
-        "patch, periodic"
+        "attention, long_range, short_range, self_loop, branch, smooth, directed, relu, floor, max_km, adjacency, links, "
+        "refresh, patch, periodic"
     )
     with pytest.raises(ValueError, match=rf"model 'ls_ntp' has no option depth, gates; its options: {options}$"):
         build_model("ls_ntp", gates=4, depth=1, hidden=3, **GRID)
