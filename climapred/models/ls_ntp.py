@@ -196,11 +196,12 @@ def ls_ntp(
     """Return LS-NTP for a grid of ``height`` x ``width`` points: LS-ConvLSTM cells that share one learned adjacency.
 
     ``variant="climapred"`` adds the long range to a ConvLSTM as a branch of 8 channels that starts at zero, over a directed
-    adjacency without ReLU, which has no floor under every pair. Its gates have a bias and no ReLU that would hold them at a
-    half or more; the forecaster has no weights for an input that is zero; the readout starts at zero. ``variant="paper"`` is
-    the authors' network, to the last parameter: NSA and adjacency in front of every convolution, gates without bias and with
-    ReLU, a decoder that eats zeros, whose weights are there but not computed with, and their initial weights. Like the other
-    it forecasts over any horizon.
+    adjacency without ReLU, which has no floor under every pair, from vectors that are bilinear between knots (one for each
+    point learns a year of weather by heart, see benchmarks/results/ablation.md). Its gates have a bias and no ReLU that would
+    hold them at a half or more; the forecaster has no weights for an input that is zero; the readout starts at zero.
+    ``variant="paper"`` is the authors' network, to the last parameter: NSA and adjacency in front of every convolution, gates
+    without bias and with ReLU, a decoder that eats zeros, whose weights are there but not computed with, and their initial
+    weights. Like the other it forecasts over any horizon.
 
     Args:
         feedback, one_pass: see ``convlstm``.
