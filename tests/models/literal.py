@@ -3,6 +3,33 @@
 import torch
 import torch.nn.functional as F
 
+CHANNELS, FORCINGS, HIDDEN, HISTORY, SHAPE = 2, 1, 3, 2, (5, 6)  # of the networks that share what follows
+
+
+def make_network(model, *, layers=3, **options):
+    """A small float64 network in which every parameter, that of the readout too, has a part in the result."""
+    torch.manual_seed(0)
+    sizes = {"channels": CHANNELS, "forcings": FORCINGS, "hidden": HIDDEN, "layers": layers, "kernel": 3}
+    network = model(**sizes, **options).double()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return network
+
+
+def make_frames(times=HISTORY, *, seed=1):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(2, times, CHANNELS + FORCINGS, *SHAPE, dtype=torch.float64, generator=random)
+
+
+def gate(convolution, number, *operands):
+    """Pre-activation of gate ``number``: one convolution for each operand, whose weights lie side by side."""
+    rows, total = slice(number * HIDDEN, (number + 1) * HIDDEN), 0
+    operands = [operand for operand in operands if operand is not None]
+    kernels = convolution.weight[rows].split([operand.shape[1] for operand in operands], dim=1)
+    for kernel, operand in zip(kernels, operands, strict=True):
+        total = total + F.conv2d(operand, kernel, padding=kernel.shape[-1] // 2)
+    return total if convolution.bias is None else total + convolution.bias[rows].view(-1, 1, 1)
+
 
 def normed(gates, norm):
     """Layer norm, sample by sample: what is left of the mean over all gates and points in units of the spread, then w g + b."""

@@ -1,37 +1,10 @@
 import pytest
 import torch
-import torch.nn.functional as F
 
 from climapred.models.predrnn_pp import CausalLSTMCell, GradientHighway, predrnn_pp
-from tests.models.literal import unrolled
+from tests.models.literal import CHANNELS, HIDDEN, SHAPE, gate, make_frames, make_network, unrolled
 
-CHANNELS, FORCINGS, HIDDEN, HISTORY, SHAPE = 2, 1, 3, 2, (5, 6)
 every_form = pytest.mark.parametrize("form", [{}, {"one_pass": False}, {"one_pass": False, "feedback": True}])
-
-
-def make_network(*, layers=3, **options):
-    """A small float64 network in which every parameter, that of the readout too, has a part in the result."""
-    torch.manual_seed(0)
-    sizes = {"channels": CHANNELS, "forcings": FORCINGS, "hidden": HIDDEN, "layers": layers, "kernel": 3}
-    network = predrnn_pp(**sizes, **options).double()
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    return network
-
-
-def make_frames(times=HISTORY, *, seed=1):
-    random = torch.Generator().manual_seed(seed)
-    return torch.randn(2, times, CHANNELS + FORCINGS, *SHAPE, dtype=torch.float64, generator=random)
-
-
-def gate(convolution, number, *operands):
-    """Pre-activation of gate ``number``: one convolution for each operand, whose weights lie side by side."""
-    rows, total = slice(number * HIDDEN, (number + 1) * HIDDEN), 0
-    operands = [operand for operand in operands if operand is not None]
-    kernels = convolution.weight[rows].split([operand.shape[1] for operand in operands], dim=1)
-    for kernel, operand in zip(kernels, operands, strict=True):
-        total = total + F.conv2d(operand, kernel, padding=kernel.shape[-1] // 2)
-    return total if convolution.bias is None else total + convolution.bias[rows].view(-1, 1, 1)
 
 
 def causal_lstm(layer, x, h, c, m):
@@ -72,7 +45,7 @@ def literal(network, frames, steps, future):
 
 @every_form
 def test_forecast_and_gradients_are_those_of_the_equations(form):
-    network, frames, future = make_network(**form), make_frames().requires_grad_(), make_frames(3, seed=2)
+    network, frames, future = make_network(predrnn_pp, **form), make_frames().requires_grad_(), make_frames(3, seed=2)
     weigh = torch.randn(2, 3, CHANNELS, *SHAPE, dtype=torch.float64)
     leaves = [*network.parameters(), frames]
     found, wanted = network(frames, 3, future=future), literal(network, frames, 3, future)
