@@ -6,19 +6,19 @@ import torch.nn.functional as F
 CHANNELS, FORCINGS, HIDDEN, HISTORY, SHAPE = 2, 1, 3, 2, (5, 6)  # of the networks that share what follows
 
 
-def make_network(model, *, layers=3, **options):
+def make_network(model, **options):
     """A small float64 network in which every parameter, that of the readout too, has a part in the result."""
     torch.manual_seed(0)
-    sizes = {"channels": CHANNELS, "forcings": FORCINGS, "hidden": HIDDEN, "layers": layers, "kernel": 3}
-    network = model(**sizes, **options).double()
+    sizes = {"channels": CHANNELS, "forcings": FORCINGS, "hidden": HIDDEN, "layers": 3, "kernel": 3}
+    network = model(**(sizes | options)).double()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return network
 
 
-def make_frames(times=HISTORY, *, seed=1):
+def make_frames(times=HISTORY, *, channels=CHANNELS + FORCINGS, seed=1):
     random = torch.Generator().manual_seed(seed)
-    return torch.randn(2, times, CHANNELS + FORCINGS, *SHAPE, dtype=torch.float64, generator=random)
+    return torch.randn(2, times, channels, *SHAPE, dtype=torch.float64, generator=random)
 
 
 def gate(convolution, number, *operands):

@@ -4,29 +4,13 @@ import torch.nn.functional as F
 
 from climapred.models.predrnn import Decoupled, STLSTMCell, Zigzag, increment, predrnn, remember
 from climapred.models.recurrent import Layers
-from tests.models.literal import normed, unrolled
+from tests.models.literal import CHANNELS, FORCINGS, HIDDEN, HISTORY, SHAPE, make_frames, make_network, normed, unrolled
 
-CHANNELS, FORCINGS, HIDDEN, HISTORY, SHAPE = 2, 1, 3, 2, (5, 6)
 ENCODER_FORECASTERS = [{"one_pass": False}, {"one_pass": False, "feedback": True}]
 FORMS = [{}, *ENCODER_FORECASTERS]
 CELLS = [{"cell": "st"}, {"cell": "conv"}, {"decouple": 0.5}, {"norm": True}, {"cell": "conv", "norm": True}]
 every_form = pytest.mark.parametrize("form", FORMS)
 every_cell = pytest.mark.parametrize("cell", CELLS)
-
-
-def make_network(*, forcings=FORCINGS, hidden=HIDDEN, layers=3, **options):
-    """A small float64 network in which every parameter, that of the readout too, has a part in the result."""
-    torch.manual_seed(0)
-    options = {"channels": CHANNELS, "forcings": forcings, "hidden": hidden, "layers": layers, "kernel": 3, **options}
-    network = predrnn(**options).double()
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    return network
-
-
-def make_frames(times=HISTORY, *, channels=CHANNELS + FORCINGS, seed=1):
-    random = torch.Generator().manual_seed(seed)
-    return torch.randn(2, times, channels, *SHAPE, dtype=torch.float64, generator=random)
 
 
 def zeros(frames):
@@ -110,7 +94,11 @@ def assert_same(found, wanted):
 @every_form
 @every_cell
 def test_forecast_and_gradients_are_those_of_the_equations(form, cell):
-    network, frames, future = make_network(**form, **cell), make_frames().requires_grad_(), make_frames(3, seed=2)
+    network, frames, future = (
+        make_network(predrnn, **form, **cell),
+        make_frames().requires_grad_(),
+        make_frames(3, seed=2),
+    )
     weigh = torch.randn(2, 3, CHANNELS, *SHAPE, dtype=torch.float64)
     leaves = [*network.parameters(), frames]
     found, (wanted, _) = network(frames, 3, future=future), literal(network, frames, 3, future)
@@ -123,7 +111,7 @@ def test_forecast_and_gradients_are_those_of_the_equations(form, cell):
 
 @every_form
 def test_decoupling_penalty_and_its_gradients_are_those_of_the_literal_form(form):
-    network, frames, future = make_network(decouple=0.3, **form), make_frames(), make_frames(3, seed=2)
+    network, frames, future = make_network(predrnn, decouple=0.3, **form), make_frames(), make_frames(3, seed=2)
     network(frames, 3, future=future)
     found, (_, added) = network.take_penalty(), literal(network, frames, 3, future)
     steps = HISTORY + 2 if network.forecaster is None else HISTORY + 3
@@ -145,7 +133,7 @@ def test_decoupling_penalty_and_its_gradients_are_those_of_the_literal_form(form
 @pytest.mark.parametrize("weight", [0.1, 2.0])
 def test_memories_that_learn_the_same_cost_the_whole_weight(weight):
     # Both sets of gates have the same weights on x, and none on h and M: the increments are the same, their cosine is 1.
-    network = make_network(decouple=weight, layers=1)
+    network = make_network(predrnn, decouple=weight, layers=1)
     (cell,) = network.encoder.layers
     with torch.no_grad():
         for convolution in (cell.temporal, cell.spatial):
@@ -157,13 +145,13 @@ def test_memories_that_learn_the_same_cost_the_whole_weight(weight):
 
 
 def test_there_is_no_penalty_but_in_training_and_with_a_weight():
-    network = make_network(decouple=0.3)
+    network = make_network(predrnn, decouple=0.3)
     frames, future = make_frames(), make_frames(3, seed=2)
     trained = network(frames, 3, future=future)
     assert network.take_penalty() is not None
     torch.testing.assert_close(network.eval()(frames, 3, future=future), trained, rtol=0, atol=0)
     assert network.take_penalty() is None
-    plain = make_network()
+    plain = make_network(predrnn)
     plain(frames, 3, future=future)
     assert plain.take_penalty() is None
 
@@ -176,7 +164,7 @@ def test_the_increment_is_what_the_forget_gate_leaves_out():
 
 def test_the_memory_zigzags():
     # A mark on M alone, after the first step: it must reach the first layer of the second step, and so all that follows.
-    network = make_network(layers=2)
+    network = make_network(predrnn, layers=2)
     cells, x = network.encoder, make_frames()[:, 0]
     _, (states, memory) = cells(x, cells.initial_state(2, *SHAPE, x))
     _, (plain, last) = cells(x, (states, memory))
@@ -226,7 +214,7 @@ def test_the_default_is_one_pass_with_st_lstm_layers():
 @every_form
 @every_cell
 def test_every_parameter_has_a_gradient(form, cell):
-    network, frames = make_network(**form, **cell), make_frames()
+    network, frames = make_network(predrnn, **form, **cell), make_frames()
     loss = network(frames, 3, future=make_frames(3, seed=2)).square().mean()
     penalty = network.take_penalty()
     (loss if penalty is None else loss + penalty).backward()
