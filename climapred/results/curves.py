@@ -19,6 +19,7 @@ from climapred.results.sheet import OKABE_ITO, blank_figure, place_axes, with_di
 
 _GREYS = ("#404040", "#707070", "#959595", "#B5B5B5")
 _COLUMNS = 3
+_MOST_BANDS = 6  # models with an interval, beside baselines
 _PITCH, _PANEL = (3.75, 3.35), (2.95, 2.2)  # inches from panel to panel, and of a panel: across, up
 _TITLES = {"mae": "Mean absolute error", "rmse": "Root mean square error", "bias": "Bias, forecast − truth"}
 _ABBREVIATIONS = ("mae", "rmse", "acc", "crps", "ssim", "psnr")
@@ -42,7 +43,8 @@ def plot_scores(
         baselines: models to draw dashed and grey.
         metrics: the scores to draw, in this order.
         lower: the lower ends of the intervals of ``scores``, such as those of a bootstrap: the same dims; metrics and
-            models that it lacks get no band.
+            models that it lacks get no band. Of more than six models, baselines not counted, none gets one: bands that
+            overlap show nothing.
         upper: the upper ends, likewise.
         interval: what the bands are, such as "95 % interval, block bootstrap", for the grey line.
 
@@ -53,6 +55,8 @@ def plot_scores(
         raise ValueError(f"scores lack the variables {sorted(missing)}; they have {list(scores.data_vars)}")
     if (lower is None) != (upper is None):
         raise ValueError(f"lower and upper go together, got only {'upper' if lower is None else 'lower'}")
+    if lower is not None and len(set(lower["model"].values) - set(baselines)) > _MOST_BANDS:
+        lower = upper = None
     models = [str(name) for name in scores["model"].values]
     rows, columns = -(-len(metrics) // _COLUMNS), min(len(metrics), _COLUMNS)
     height = max(0.35 + _PITCH[1] * rows, 1.3 + 0.24 * len(models))

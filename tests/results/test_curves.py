@@ -56,6 +56,16 @@ def test_a_model_without_an_interval_gets_no_band():
     assert not [path for path in empty.get_paths() if np.isfinite(path.vertices).all() and len(path.vertices)]
 
 
+@pytest.mark.parametrize(("models", "bands"), [(6, 7), (7, 0)])
+def test_bands_that_would_hide_each_other_are_left_out(models, bands):
+    names = ["persistence", *(f"model_{n}" for n in range(models))]
+    ones = np.ones((len(names), 3))
+    central = xr.Dataset({"mae": (("model", "lead_time"), ones, {"units": "K"})}, {"model": names, "lead_time": LEADS})
+    figure = plot_scores(central, metrics=["mae"], lower=central - 0.5, upper=central + 0.5)
+    assert len(figure.axes[0].collections) == bands
+    assert any("shaded" in text for text in texts(figure)) == bool(bands)
+
+
 def test_more_scores_than_a_row_holds_go_into_a_second_one():
     figure = plot_scores(scores(**{f"score_{n}": MAE for n in range(5)}), metrics=[f"score_{n}" for n in range(5)])
     tops = [axes.get_position().y1 for axes in figure.axes]
