@@ -212,7 +212,8 @@ def ls_ntp(
             the gates: ``attention=False, short_range=False``.
         self_loop: False leaves a node with what it hears, A X, instead of (I + A) X; of the form without a branch.
         branch: channels of the long-range branch; 0: the form of the paper, see ``LSConv``. None: as the variant has it.
-        smooth, directed, relu, floor, max_km: see ``LearnedAdjacency``; ``max_km`` needs ``network.shared.place``.
+        smooth, directed, relu, floor, max_km: see ``LearnedAdjacency``; None: as the variant has it. ``max_km`` needs
+            ``network.shared.place``.
         adjacency: "dense", "streamed" or "auto", see ``LearnedAdjacency``; both are exact. Or "sparse", which is not, with
             ``links`` and ``refresh``.
     """

@@ -261,9 +261,7 @@ def _leading_patterns(
     if isinstance(matrix, np.ndarray):
         patterns = np.linalg.svd(matrix, full_matrices=False)[2][:modes]
     else:
-        from dask.array.linalg import (
-            svd_compressed,
-        )  # loaded where used: maps, which know the baselines' names, need it not
+        from dask.array.linalg import svd_compressed  # loaded where used: maps need the names above alone
 
         patterns = svd_compressed(matrix, modes, n_power_iter=4, seed=0)[2].compute()
     return np.asarray(matrix @ patterns.T), patterns, max(total, np.finfo(float).tiny)

@@ -125,3 +125,19 @@ def test_worker_processes_end_with_their_parent(tmp_path):
         assert len(children) >= 2
         parent.kill()
     assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc keeps holes; others have their own ways")
+def test_memory_that_was_freed_goes_back_to_the_system():
+    code = """
+import psutil
+from climapred.data.workers import give_memory_back
+pieces = [bytearray(b"x" * 100_000) for _ in range(1000)]  # 100 MB, each below what the library maps by itself
+last = pieces[-1]  # lies on top: what is freed below is a hole
+del pieces
+before = psutil.Process().memory_info().rss
+give_memory_back()
+print(before - psutil.Process().memory_info().rss)
+"""
+    freed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert int(freed) > 50e6

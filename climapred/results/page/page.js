@@ -3,6 +3,7 @@
   const run = JSON.parse(document.getElementById("numbers").textContent);
   const byId = (id) => document.getElementById(id);
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  const MOST_BANDS = 6; // of curves at once: more hide each other
   const repaint = new Set(); // what to draw again when the scheme changes
   dark.addEventListener("change", () => repaint.forEach((paint) => paint()));
 
@@ -341,7 +342,8 @@
       const width = this.host.clientWidth, shown = this.series.filter(({ name }) => !this.hidden.has(name));
       if (!width || !this.xs?.length) return;
       const height = Math.max(220, Math.min(360, width * .45)), [left, right, top, bottom] = [58, 12, 24, 40];
-      const ys = shown.flatMap(({ points, band = [] }) => [...points.map(([, y]) => y), ...band.flat()]).filter((y) => y !== null);
+      const banded = shown.filter(({ band }) => band && !band.flat().includes(null)), shaded = banded.length > MOST_BANDS ? [] : banded;
+      const ys = [...shown.flatMap(({ points }) => points.map(([, y]) => y)), ...shaded.flatMap(({ band }) => band.flat())].filter((y) => y !== null);
       const [low, high] = nice(Math.min(...ys, ...(this.fromZero ? [0] : [])), Math.max(...ys, ...(this.fromZero ? [0] : [])));
       const [first, last] = [this.xs[0], this.xs.at(-1)];
       this.toX = (x) => left + (last > first ? (x - first) / (last - first) : .5) * (width - left - right);
@@ -349,7 +351,7 @@
       this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
       this.svg.replaceChildren(...this.frame(toY, [low, high], [left, width - right, height - bottom]));
       if (!ys.length) return;
-      for (const { name, points, band } of shown.filter((one) => one.band && !one.band.flat().includes(null))) {
+      for (const { name, points, band } of shaded) {
         const edge = (end) => points.map(([x], i) => [this.toX(x), toY(band[i][end])].join());
         const area = element("svg:polygon", { points: [...edge(0), ...edge(1).reverse()].join(" "), "fill-opacity": ".16" });
         area.style.fill = styleOf(name).stroke;
@@ -433,7 +435,8 @@
         const metric = byId("metric").value, part = over[byId("over").value];
         const { label, units, better } = metrics.find(({ name }) => name === metric);
         const values = part.values[metric] ?? [], bands = part.bands?.[metric];
-        byId("metric-meaning").textContent = `${label}. ${hints[better]}` + (bands ? ` Shaded: interval of models that were trained, ${interval}.` : "");
+        const many = models.filter((name) => !run.baselines.includes(name)).length > MOST_BANDS;
+        byId("metric-meaning").textContent = `${label}. ${hints[better]}` + (bands ? ` Shaded${many ? ", where six or fewer are chosen" : ""}: interval of models that were trained, ${interval}.` : "");
         const there = models.map((name, i) => ({
           name, points: leads.map((lead, j) => [lead, values[i]?.[j] ?? null]), band: bands && !run.baselines.includes(name) ? leads.map((_, j) => [bands[0][i][j], bands[1][i][j]]) : undefined,
         })).filter(({ points }) => points.some(([, y]) => y !== null));
