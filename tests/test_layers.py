@@ -39,7 +39,8 @@ OWNERS: dict[str, set[str]] = {
     "lightning": {"learning.training", "learning.callbacks"},
     "eccodes": {"data.grib", "data.messages", "testing"},
     "cfgrib": {"data.grib"},
-    "zarr": {"data.store", "learning.loader"},
+    "zarr": {"data.store", "data.shards", "learning.loader"},
+    "numcodecs": {"data.shards", "data.workers"},
     "matplotlib": {
         "results.maps",
         "results.links.maps",
@@ -139,7 +140,7 @@ def test_every_room_has_rules():
         ("results.cf", "import torch.nn as nn", "torch belongs to learning, models"),
         ("data.store", "from climapred.recipe import Recipe", "arrow points the other way"),
         ("data.store", "import importlib\nimportlib.import_module('torch')", "torch belongs to"),
-        ("data.regrid", "import zarr", "zarr belongs to data.store, learning.loader"),
+        ("data.regrid", "import zarr", "zarr belongs to data.shards, data.store, learning.loader"),
         ("data.harmonise", "class A:\n    def f(self):\n        import eccodes", "eccodes belongs to"),
         ("data.regrid", "from dask import distributed", "dask.distributed belongs to"),
         (

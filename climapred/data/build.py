@@ -23,14 +23,15 @@ from climapred.data.harmonise import harmonise
 from climapred.data.locks import Busy, locked
 from climapred.data.messages import Damaged
 from climapred.data.regrid import Method, regrid, source_grid
+from climapred.data.shards import Fields
 from climapred.data.sources import expand_paths, open_source, source_identity
-from climapred.data.store import Fields, Layout, Shard, round_bits
+from climapred.data.store import Layout, Shard, round_bits
 from climapred.data.times import Duplicates
 from climapred.data.workers import completed, give_memory_back, local_executor
 from climapred.grid import Grid
 
 Progress = Callable[[int, int], None]
-Row = tuple[int, dict[str, str]]  # start of a shard, {variable: SHA-256}
+Row = tuple[int, dict[str, str]]  # start of a shard, {variable: CRC-32C}
 
 _HDF5_CACHE = 2**20  # bytes; by default 64 MB of chunks stay in memory for each open file, and none is read again
 _READ_BYTES = 32 * 2**20  # of a variable, at once
@@ -128,7 +129,7 @@ class _Job:
                 raise
             files = ", ".join(self._files_of(start, stop))
             raise ValueError(f"{name} cannot be read from {files}: {error}") from error
-        values = values.astype(np.float32, copy=False)
+        values = np.ascontiguousarray(values, np.float32)  # rows of a source from north to south are a view
         return values if self.keep_bits is None else round_bits(values, self.keep_bits)
 
     def refuse_changes(self) -> None:
@@ -424,7 +425,7 @@ def _say(some: list[tuple[int, int]], regions: list[tuple[int, int]]) -> str:
 
 
 def _finish(path: Path, written: dict[int, dict[str, str]]) -> None:
-    store.finish_store(path, {"shards_sha256": {str(start): written[start] for start in sorted(written)}})
+    store.finish_store(path, {"shards_crc32c": {str(start): written[start] for start in sorted(written)}})
 
 
 def _write_shard(job: _Job, start: int, stop: int) -> Row:

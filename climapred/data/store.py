@@ -1,18 +1,14 @@
 """The tensors: a sharded Zarr v3 store, written shard by shard.
 
 Layout: one array per variable, dims (time, latitude, longitude), float32; an inner chunk is a few MB of whole fields, a
-shard is a whole number of chunks and the unit that one task writes. Bits are shuffled, not bytes, and in blocks of 1 MB:
-then zstd's first level compresses fields of 0.25 degrees from GRIB in a fifth of the time that its third takes over bytes,
-and to less (2.77 instead of 2.46 to 1). Its third level over such blocks takes twice the time to win a hundredth there, a
-twentieth on NCEP's fields, which have few distinct values. Every chunk carries a CRC-32C, which any reader of Zarr checks.
-A store under construction lies in a folder of another name (``NAME.partial``) together with the journal of its shards, so
-that nobody, with whatever tool, takes it for a finished one, and no journal speaks for another store.
+shard is a whole number of chunks and the unit that one task writes (climapred.data.shards). A store under construction
+lies in a folder of another name (``NAME.partial``) together with the journal of its shards, so that nobody, with whatever
+tool, takes it for a finished one, and no journal speaks for another store.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import shutil
@@ -23,18 +19,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 
+from climapred.data import shards
+from climapred.data.shards import Fields
 from climapred.grid import Grid
 from climapred.variables import VARIABLES
 from climapred.whole import write_text
 
-FORMAT = 1
+FORMAT = 2
 
 # A read costs its least where a chunk holds about a window; from 1 MB on, chunks are read one after the other as fast as
 # larger ones. So: a few windows, not below 1 MB, and never above 4 MB.
@@ -42,14 +38,9 @@ _CHUNK_BYTES = 4 * 2**20
 _LEAST_CHUNK_BYTES = 2**20
 _CHUNK_WINDOWS = 4
 _SHARD_BYTES = 32 * 2**20
-_COMPRESSED_BYTES = 2**20  # by one thread at once; Blosc's own choice, 128 KB, takes longer and compresses less
 
 _SWAP = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 _HERE = -100  # AT_FDCWD of Linux
-
-_NO_CHUNK = 2**64 - 1  # offset of a chunk that a shard lacks: it lies beyond the end of the series
-
-Fields = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -167,7 +158,7 @@ def extend_store(path: Path, *, grid: Grid, times: npt.NDArray[np.datetime64], a
                 for name in older["variables"]:
                     shard = Path(name, "c", str(start // layout.shard), "0", "0")
                     _link(path / shard, begun / "unfinished.zarr" / shard)
-                write_text(begun / "journal" / f"{start}.json", json.dumps(older["shards_sha256"][str(start)]))
+                write_text(begun / "journal" / f"{start}.json", json.dumps(older["shards_crc32c"][str(start)]))
         for file in (path / "statistics").rglob("*"):
             if file.is_file():
                 _link(file, begun / "unfinished.zarr" / file.relative_to(path))
@@ -205,10 +196,7 @@ def _begin(
             shards=(layout.shard, *grid.shape),
             dtype="float32",
             fill_value=np.nan,
-            compressors=[
-                BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", blocksize=_COMPRESSED_BYTES),
-                Crc32cCodec(),
-            ],
+            compressors=shards.compressors(),
             dimension_names=("time", "latitude", "longitude"),
             attributes={
                 "units": variable.units,
@@ -242,13 +230,8 @@ def _link(file: Path, target: Path) -> None:
         shutil.copy2(file, target)
 
 
-def _open_array(store: Path, variable: str) -> zarr.Array:
-    """Open for writing; a shard without any value is written too, so that a missing file is always a loss."""
-    return zarr.open_group(store, mode="r+")[variable].with_config({"write_empty_chunks": True})
-
-
 def write_region(path: Path, variable: str, start: int, values: Fields, *, verify: bool = False) -> str:
-    """Write one shard of a store under construction and return the SHA-256 of its values.
+    """Write one shard of a store under construction and return the CRC-32C of its values.
 
     Args:
         verify: read the file again and check it, see ``shard_is_sound``.
@@ -266,28 +249,25 @@ def rewrite_region(path: Path, variable: str, start: int, values: Fields) -> Non
     Raises:
         ValueError: if the values are not those that the store had, by their checksum; nothing is written then.
     """
-    recorded = (stored_attributes(path) or {})["shards_sha256"][str(start)][variable]
-    if _checksum(values) != recorded:
+    recorded = (stored_attributes(path) or {})["shards_crc32c"][str(start)][variable]
+    if shards.checksum(values) != recorded:
         times = f"times {start}..{start + len(values)}"
         raise ValueError(f"{path.name}/{variable}: the source no longer gives what {times} held; build the store anew")
     _write_shard(path, path, Shard(variable, start, start + len(values)), values, verify=True)
 
 
 def _write_shard(path: Path, store: Path, region: Shard, values: Fields, verify: bool) -> str:
-    array = _open_array(store, region.variable)
-    shard, (_, start, stop) = array.shards[0], region
+    array = zarr.open_group(store, mode="r")[region.variable]
+    shard, chunk, (_, start, stop) = array.shards[0], array.chunks[0], region
     where = f"{path.name}/{region.variable}: times {start}..{stop}"
     if start % shard or stop != min(start + shard, array.shape[0]):
         raise ValueError(f"{where} are not one shard of {shard} times")
-    checksum = _checksum(values)
     file = store / region.variable / "c" / str(start // shard) / "0" / "0"
     with _writing(path, where):
-        # Zarr would read a shard that is there, which may be damaged, to put the new values into it.
-        file.unlink(missing_ok=True)
-        array[start:stop] = values
-    if verify and not shard_is_sound(file, array.shards[0] // array.chunks[0]):
+        shards.write_shard(file, values, chunk, shard // chunk)
+    if verify and not shards.shard_is_sound(file, shard // chunk):
         raise OSError(f"{where} do not come back as they were written to {path.parent}: a fault of the disk?")
-    return checksum
+    return shards.checksum(values)
 
 
 @contextmanager
@@ -297,30 +277,6 @@ def _writing(path: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"{what} cannot be written to {path.parent}: {error}; what is written stays valid") from error
-
-
-def shard_is_sound(file: Path, chunks: int) -> bool:
-    """Return whether a shard has the bytes that were written: the CRC-32C of its index and of every chunk, none decoded.
-
-    Decoding it all again would take almost half as long as writing it. Layout: Zarr's sharding codec 1.0, the index (offset and
-    size of each of ``chunks`` chunks, then its CRC-32C) at the end, each chunk with its own CRC-32C behind it.
-    """
-    content = memoryview(file.read_bytes())
-    index = content[-16 * chunks - 4 :]
-    if len(index) != 16 * chunks + 4 or not _crc_fits(index):
-        return False
-    places = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
-    pieces = [content[start : start + size] for start, size in places[places[:, 0] != _NO_CHUNK].astype(int)]
-    sizes = places[places[:, 0] != _NO_CHUNK, 1]
-    return all(len(piece) == size and _crc_fits(piece) for piece, size in zip(pieces, sizes, strict=True))
-
-
-def _crc_fits(content: memoryview) -> bool:
-    return google_crc32c.value(bytes(content[:-4])) == int.from_bytes(content[-4:], "little")
-
-
-def _checksum(values: Fields) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
 
 
 def round_bits(values: Fields, keep_bits: int) -> Fields:
@@ -347,13 +303,13 @@ def round_bits(values: Fields, keep_bits: int) -> Fields:
 
 
 def journal_shard(path: Path, start: int, checksums: Mapping[str, str]) -> None:
-    """Note that the shards at ``start`` are written: {variable: SHA-256}, whole or not at all."""
+    """Note that the shards at ``start`` are written: {variable: CRC-32C}, whole or not at all."""
     with _writing(path, f"the journal of {path.name}"):
         write_text(_journal_path(path) / f"{start}.json", json.dumps(checksums), contended=True)
 
 
 def journalled(path: Path) -> dict[int, dict[str, str]]:
-    """Return the shards of an unfinished store that are written: {start: {variable: SHA-256}}."""
+    """Return the shards of an unfinished store that are written: {start: {variable: CRC-32C}}."""
     rows = {int(file.stem): json.loads(file.read_text()) for file in _journal_path(path).glob("[0-9]*.json")}
     return {start: rows[start] for start in sorted(rows)}
 
@@ -364,13 +320,13 @@ def forget_shard(path: Path, start: int) -> None:
 
 
 def damaged_shards(store: Path, checksums: Mapping[int, Mapping[str, str]]) -> Iterator[tuple[Shard, bool]]:
-    """Yield every shard of a store and whether it is damaged or missing, from {start: {variable: SHA-256}}."""
+    """Yield every shard of a store and whether it is damaged or missing, from {start: {variable: CRC-32C}}."""
     for start, row in checksums.items():
         for variable, checksum in row.items():
             array = zarr.open_group(store, mode="r")[variable]
             stop = min(start + array.shards[0], array.shape[0])
             try:
-                sound = _checksum(array[start:stop]) == checksum
+                sound = shards.checksum(array[start:stop]) == checksum
             except (OSError, ValueError, RuntimeError):  # a file cut short, or bits that have flipped
                 sound = False
             yield Shard(variable, start, stop), not sound
@@ -379,7 +335,7 @@ def damaged_shards(store: Path, checksums: Mapping[int, Mapping[str, str]]) -> I
 def verify_store(path: str | Path) -> list[Shard]:
     """Return the shards of a finished store that are damaged or missing; reads all of it."""
     place, _ = _place(Path(path))
-    checksums = (stored_attributes(place) or {}).get("shards_sha256", {})
+    checksums = (stored_attributes(place) or {}).get("shards_crc32c", {})
     rows = {int(start): row for start, row in checksums.items()}
     return [shard for shard, damaged in damaged_shards(place, rows) if damaged]
 
@@ -388,7 +344,7 @@ def finish_store(path: Path, attributes: Mapping[str, Any]) -> None:
     """Give a completely written store its attributes and its name; readers see the older store until they see this one.
 
     Args:
-        attributes: with ``shards_sha256``, the rows of the journal: by them ``tidy`` knows which of two stores is which.
+        attributes: with ``shards_crc32c``, the rows of the journal: by them ``tidy`` knows which of two stores is which.
     """
     unfinished = unfinished_path(path)
     remove_strays(unfinished)
@@ -430,14 +386,15 @@ def _awaits_its_name(path: Path) -> bool:
     if begun.get("unfinished"):
         return True
     written = {str(start): row for start, row in journalled(path).items()}
-    return begun.get("shards_sha256") == written != (stored_attributes(path) or {}).get("shards_sha256")
+    return begun.get("shards_crc32c") == written != (stored_attributes(path) or {}).get("shards_crc32c")
 
 
 def remove_strays(store: Path) -> None:
-    """Remove what Zarr began to write when it was killed: it writes a file under another name first."""
-    for stray in store.rglob("*.partial"):
-        if stray.is_file():
-            stray.unlink()
+    """Remove files that were begun when their writer was killed: Zarr, and ``replacing``, write under another name first."""
+    for pattern in ("*.partial", ".unfinished.*"):
+        for stray in store.rglob(pattern):
+            if stray.is_file():
+                stray.unlink()
 
 
 def stored_attributes(store: Path) -> dict[str, Any] | None:

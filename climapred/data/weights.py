@@ -24,6 +24,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 _TIE = 1e-9  # share of a cell by which a nearest point must be nearer, or rounding would decide
 _LEAST_COVER = 1e-3  # a conservative cell with less of its width inside the source counts as outside
 _PRODUCT = 2**18  # multiplications of one small matrix product: fewer than BLAS would share among threads
+_PICKED = 2  # points in the time of one picked point, by products of blocks; measured
 _SOURCES, _MOST_ROWS = 48, 32  # of one such product; measured: fewer cost calls, more multiply zeros
 
 
@@ -59,8 +60,35 @@ class Separable:
         longitude = _dense_blocks(self.longitude, vectors[1], least_used=0.1)
         return latitude_first, latitude, longitude
 
+    @cached_property
+    def _corners(self) -> tuple[npt.NDArray[np.intp], Array] | None:
+        """Flat indices and weights, both (K, H' W'), of the one, two or four points under each target.
+
+        None where there are more of them, or so many targets that products of blocks are faster than picking.
+        """
+        axes = (self.latitude, self.longitude)
+        most = [max(1, int(np.diff(axis.indptr).max())) for axis in axes]
+        (rows, height), (columns, width) = self.latitude.shape, self.longitude.shape
+        if max(most) > 2 or not (self.latitude.nnz and self.longitude.nnz):
+            return None
+        if max(most) == 2 and _PICKED * math.prod(most) * rows * columns > height * width:
+            return None
+        (row, row_weight), (column, column_weight) = (_padded(*pair) for pair in zip(axes, most, strict=True))
+        places = row[:, None, :, None] * width + column[None, :, None, :]
+        weights = row_weight[:, None, :, None] * column_weight[None, :, None, :]
+        return places.reshape(-1, rows * columns), weights.reshape(-1, rows * columns)
+
     def apply(self, fields: npt.NDArray[Any]) -> Array:
         """Return (N, H', W') of (N, H, W). A NaN reaches the targets it has weight in, and some around them."""
+        return self._apply_blocks(fields) if self._corners is None else self._apply_corners(*self._corners, fields)
+
+    def _apply_corners(self, places: npt.NDArray[np.intp], weights: Array, fields: npt.NDArray[Any]) -> Array:
+        result = np.empty((len(fields), weights.shape[1]))
+        for field, out in zip(fields, result, strict=True):
+            np.einsum("kp,kp->p", field.reshape(-1).take(places, mode="clip"), weights, out=out)
+        return result.reshape(-1, self.latitude.shape[0], self.longitude.shape[0])
+
+    def _apply_blocks(self, fields: npt.NDArray[Any]) -> Array:
         latitude_first, latitude, longitude = self._blocks
         (rows, height), (columns, width) = self.latitude.shape, self.longitude.shape
         middle = np.empty((len(fields), *((rows, width) if latitude_first else (height, columns))))
@@ -115,6 +143,15 @@ def _dense_blocks(weights: csr_array, vectors: int, *, least_used: float) -> lis
         dense = part.toarray()[:, sources]
         blocks.append(_Block(slice(start, start + step), sources, dense))
     return blocks
+
+
+def _padded(weights: csr_array, most: int) -> tuple[npt.NDArray[np.intp], Array]:
+    """Return the indices and weights of each row, (most, rows); a shorter row repeats its first index with weight zero."""
+    counts = np.diff(weights.indptr)
+    turn = np.arange(most)[:, None]
+    kept = turn < counts
+    entry = np.minimum(weights.indptr[:-1] + np.where(kept, turn, 0), weights.nnz - 1)
+    return weights.indices[entry].astype(np.intp), np.where(kept, weights.data[entry], 0)
 
 
 def _along_rows(blocks: list[_Block], fields: npt.NDArray[Any], out: Array) -> None:

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from numcodecs import blosc
+
 _PROCESSES_FROM = 2**29  # bytes of fields to read; fewer are read before processes have started
 _OUTSTANDING = 512  # tasks that are handed out at a time: a scheduler need not hold those of a whole century
 _M_ARENA_MAX = -8  # malloc.h
@@ -77,7 +79,7 @@ def completed(executor: Executor, tasks: Iterator[tuple[Any, ...]]) -> Iterator[
 
 
 def _begin_worker() -> None:
-    """In a worker process: leave Ctrl-C to the parent, end when it ends, however it ends, and give memory back.
+    """In a worker process: leave Ctrl-C to the parent, end when it ends, however it ends, keep to one thread, and save memory.
 
     The C library keeps what was freed for each thread that has ever asked for memory, and Zarr has several of them: after
     ten shards that is twice what one shard takes. All threads of a worker share one pool here.
@@ -87,6 +89,7 @@ def _begin_worker() -> None:
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _of_glibc("mallopt", _M_ARENA_MAX, 1)
+    blosc.use_threads = False
 
 
 def give_memory_back() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from numcodecs.bitround import BitRound
 
 from climapred.data import store
+from climapred.data.shards import shard_is_sound
 from climapred.data.store import (
     Layout,
     create_store,
@@ -62,7 +64,7 @@ def build(path, values, **attributes) -> Layout:
     sums = {}
     for start, stop in layout.regions(len(TIMES)):
         sums[str(start)] = {name: write_region(path, name, start, array[start:stop]) for name, array in values.items()}
-    finish_store(path, {"done": "yes", "shards_sha256": sums})
+    finish_store(path, {"done": "yes", "shards_crc32c": sums})
     return layout
 
 
@@ -182,10 +184,10 @@ def test_no_store(tmp_path):
 
 def test_another_format_is_refused(tmp_path):
     xr.Dataset({"air": ("x", [1.0])}).to_zarr(tmp_path / "a.zarr", zarr_format=3, consolidated=False)
-    with pytest.raises(ValueError, match=r"a.zarr has store format None, this climapred reads 1; build it again"):
+    with pytest.raises(ValueError, match=r"a.zarr has store format None, this climapred reads 2; build it again"):
         open_store(tmp_path / "a.zarr")
-    zarr.open_group(tmp_path / "a.zarr", mode="r+").attrs["climapred_format"] = 2
-    with pytest.raises(ValueError, match="store format 2"):
+    zarr.open_group(tmp_path / "a.zarr", mode="r+").attrs["climapred_format"] = 1
+    with pytest.raises(ValueError, match="store format 1, this climapred reads 2"):
         open_store(tmp_path / "a.zarr")
 
 
@@ -262,22 +264,37 @@ def test_a_shard_without_values_is_a_file(tmp_path, small):
     assert verify_store(tmp_path / "a.zarr") == [("air", 4, 8)]
 
 
+def test_a_shard_has_the_bytes_that_zarr_writes(tmp_path, small):
+    """Also the last one, which ends within a chunk and lacks another."""
+    path, values = tmp_path / "a.zarr", make_values()
+    build(path, values)
+    shutil.copytree(path, tmp_path / "zarr.zarr")
+    array = zarr.open_group(tmp_path / "zarr.zarr", mode="r+")["air"].with_config({"write_empty_chunks": True})
+    files = [Path("air/c", str(number), "0/0") for number in range(3)]
+    for number, file in enumerate(files):
+        (tmp_path / "zarr.zarr" / file).unlink()
+        array[4 * number : 4 * number + 4] = values["air"][4 * number : 4 * number + 4]
+    assert [(path / file).read_bytes() for file in files] == [
+        (tmp_path / "zarr.zarr" / file).read_bytes() for file in files
+    ]
+
+
 def test_a_flipped_bit_is_no_weather(tmp_path, small):
     """Blosc decodes many a damaged chunk to other values; the checksum of each chunk is looked at first."""
     path = tmp_path / "a.zarr"
     build(path, make_values())
     shard = path / "air/c/0/0/0"
-    content, chunks = shard.read_bytes(), 4 // store._open_array(path, "air").chunks[0]
-    assert store.shard_is_sound(shard, chunks)
+    content, chunks = shard.read_bytes(), 4 // zarr.open_group(path, mode="r")["air"].chunks[0]
+    assert shard_is_sound(shard, chunks)
     for size in (0, 7, len(content) // 2, len(content) - 1):
         shard.write_bytes(content[:size])
-        assert not store.shard_is_sound(shard, chunks)
+        assert not shard_is_sound(shard, chunks)
     for position in range(0, len(content), 40):
         shard.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
         with pytest.raises(ValueError, match="checksum do not match"):
             open_store(path)["air"][:4].load()
         assert verify_store(path) == [("air", 0, 4)]
-        assert not store.shard_is_sound(shard, chunks)
+        assert not shard_is_sound(shard, chunks)
 
 
 def test_a_store_grows(tmp_path, small):
@@ -294,7 +311,7 @@ def test_a_store_grows(tmp_path, small):
     for start in (8, 12):
         for name, array in more.items():
             write_region(path, name, start, array[start : start + 4])
-    finish_store(path, {"shards_sha256": {}})
+    finish_store(path, {"shards_crc32c": {}})
     opened = open_store(path)
     for name, array in more.items():
         np.testing.assert_array_equal(opened[name], array)
@@ -336,6 +353,7 @@ import os, signal, sys
 from pathlib import Path
 import zarr  # nothing has been read yet, and no thread runs: from here on, a fork is safe
 from climapred.data import store
+from climapred.data.shards import shard_is_sound
 
 STEPS = ("os.rename", "os.rmdir", "shutil.rmtree", "ctypes.dlsym")  # the last one precedes the exchange
 
@@ -356,7 +374,7 @@ for line in sys.stdin:
         path = Path(path)
         sums = {str(start): row for start, row in store.journalled(path).items()}
         sys.addaudithook(killed_at(step))
-        store.finish_store(path, {"shards_sha256": sums})
+        store.finish_store(path, {"shards_crc32c": sums})
         os._exit(0)
     print(os.waitpid(pid, 0)[1], flush=True)
 """
@@ -389,7 +407,7 @@ def write_all(path, values, **attributes) -> None:
 
 
 def finish(path) -> None:
-    finish_store(path, {"shards_sha256": {str(start): row for start, row in journalled(path).items()}})
+    finish_store(path, {"shards_crc32c": {str(start): row for start, row in journalled(path).items()}})
 
 
 @pytest.mark.parametrize("swap", [store._SWAP, 2**30], ids=["exchanged", "renamed"])  # the latter no system knows
@@ -516,15 +534,16 @@ def test_cftime_dates_are_refused(tmp_path, small, calendar):
     create_store(path, variables=["air"], **{**grown, "times": converted["time"].values})  # the way out
 
 
-def test_files_that_zarr_left_behind_go(tmp_path, small):
+def test_unfinished_files_go(tmp_path, small):
     path = tmp_path / "a.zarr"
     create(path)
     for start, stop in Layout(2, 4).regions(len(TIMES)):
         write_region(path, "air", start, make_values()["air"][start:stop])
-    stray = unfinished_path(path) / "air/c/1/0/0.0123.partial"
-    stray.write_bytes(b"cut short")
+    whole = {file.relative_to(unfinished_path(path)) for file in unfinished_path(path).rglob("*")}
+    for stray in ("0.0123.partial", ".unfinished.12.34.0"):
+        (unfinished_path(path) / "air/c/1/0" / stray).write_bytes(b"cut short")
     finish_store(path, {})
-    assert not list(path.rglob("*.partial"))
+    assert {file.relative_to(path) for file in path.rglob("*")} == whole
 
 
 def test_opened_stores_are_no_dask_graphs(tmp_path):

@@ -81,6 +81,18 @@ def test_blocks_of_any_operators(latitude, longitude):
     np.testing.assert_allclose(Separable(latitude, longitude).apply(fields), expected, rtol=1e-12, atol=1e-10)
 
 
+@pytest.mark.parametrize("method", ["nearest", "bilinear"])
+@pytest.mark.parametrize("target", [Grid.regular(12), Grid.regular(8, region=(20, 76, -41, 47))])
+def test_picked_points_give_what_products_of_blocks_give(target, method):
+    """Also where the target leaves the source, and where a target lies on a point."""
+    source = Grid.regular(1.25, region=(10, 80, -60, 30))
+    weights = find_weights(source, target, method)
+    fields = np.random.default_rng(1).normal(280, 10, (3, *source.shape)).astype(np.float32)
+    assert weights._corners is not None
+    assert len(weights._corners[0]) == (1 if method == "nearest" else 4)
+    np.testing.assert_allclose(weights.apply(fields), weights._apply_blocks(fields), rtol=1e-14, atol=0)
+
+
 def test_weights_are_kept_by_the_grids_and_the_method():
     find_weights.cache_clear()
     first = find_weights(Grid.regular(30), Grid.regular(45), "bilinear")

@@ -11,6 +11,7 @@ from matplotlib.collections import LineCollection, PathCollection, QuadMesh
 from climapred.grid import Grid, great_circle_km
 from climapred.results.links.adjacency import adjacency_dataset
 from climapred.results.links.correlations import hub_map, thinned, weight_by_distance
+from climapred.results.links.figures import links_figure
 from climapred.results.links.maps import great_circle, plot_correlations, plot_distances, plot_hubs, plot_links
 from climapred.results.sheet import save_figure
 
@@ -159,6 +160,23 @@ def test_without_links_the_map_says_so():
     figure = plot_links(none, AMERICA)
     assert figure.get_suptitle() == "No learned link beyond 1,000 km"
     assert not arcs_of(figure)
+
+
+def test_links_that_may_be_luck_are_not_called_none():
+    """One link among nodes that are far apart: drawn if it is significant, else the title says what is lacking."""
+    grid = Grid(np.array([30.0, 60.0]), np.array([230.0, 280.0]))
+    weights = np.full((4, 4), 0.1)
+    weights[0, 3] = 0.7
+    adjacency = adjacency_dataset(weights, grid)
+    for p_value, title, arcs in (
+        (1e-6, "Learned links beyond 1,000 km, the strongest", 1),
+        (0.5, "No significant link beyond 1,000 km", 0),
+    ):
+        p_values = xr.full_like(adjacency["weight"], 1.0)
+        p_values[0, 3] = p_value
+        figure = links_figure("arcs", adjacency.assign(p_value=p_values))
+        assert figure.get_suptitle() == title
+        assert len(arcs_of(figure)) == arcs
 
 
 def test_neighbours_of_a_stronger_link_are_left_out():
