@@ -333,10 +333,16 @@ def damaged_shards(store: Path, checksums: Mapping[int, Mapping[str, str]]) -> I
 
 
 def verify_store(path: str | Path) -> list[Shard]:
-    """Return the shards of a finished store that are damaged or missing; reads all of it."""
+    """Return the shards of a finished store that are damaged or missing; reads all of it.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it has another format, whose checksums are others.
+    """
     place, _ = _place(Path(path))
-    checksums = (stored_attributes(place) or {}).get("shards_crc32c", {})
-    rows = {int(start): row for start, row in checksums.items()}
+    attributes = stored_attributes(place) or {}
+    _refuse_other_formats(Path(path), attributes)
+    rows = {int(start): row for start, row in attributes.get("shards_crc32c", {}).items()}
     return [shard for shard, damaged in damaged_shards(place, rows) if damaged]
 
 
@@ -430,9 +436,13 @@ def open_store(path: str | Path) -> xr.Dataset:
         raise ValueError(
             f"{path} is a store under construction; its build has not finished: run the same command again"
         )
-    if (found := dataset.attrs.get("climapred_format")) != FORMAT:
-        raise ValueError(f"{path} has store format {found!r}, this climapred reads {FORMAT}; build it again")
+    _refuse_other_formats(path, dataset.attrs)
     return dataset[dataset.attrs["variables"]]  # Zarr lists the arrays of a group in any order
+
+
+def _refuse_other_formats(path: Path, attributes: Mapping[Any, Any]) -> None:
+    if (found := attributes.get("climapred_format")) != FORMAT:
+        raise ValueError(f"{path} has store format {found!r}, this climapred reads {FORMAT}; build it again")
 
 
 def _place(path: Path) -> tuple[Path, tuple[int, int]]:
