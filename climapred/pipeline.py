@@ -42,7 +42,7 @@ from climapred.whole import write_text
 Stage = Literal["build", "train", "forecast", "evaluate", "maps"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-_FORMAT = 2  # part of every fingerprint: raised when climapred computes something else from the same recipe
+_FORMAT = 3  # part of every fingerprint: raised when climapred computes something else from the same recipe
 _PATIENCE_SECONDS = 1.0
 _OUTPUTS = ("sample", "tensors.zarr", "models", "forecasts", "correlations", "maps")
 

@@ -26,7 +26,13 @@ class LearnedAdjacency(nn.Module):
     LS-NTP's long-range adaptive graph constructor (Xu et al. 2022; the form goes back to AGCRN, Bai et al. 2020, eq. 5).
     Row i holds how much node i listens to each node j; rows sum to 1. ReLU turns every negative similarity into exp(0) = 1,
     so that no weight of a row falls below a common floor: about 1/N at first, less as links grow. Without the ReLU a pair may
-    have no weight at all, and rows start uneven (vectors of the variance D^-1/2, so that scores have the variance 1).
+    have no weight at all.
+
+    Vectors start at random. So do links, and after a year of weather most of them are still those of the start. A directed
+    adjacency without ReLU therefore starts from none: the vectors that listen are zero, rows are even, and the sources are the
+    longest waves of the grid, so that each channel of a listening vector is how much of one wave a node wants to hear. What
+    is learned is then learned from the data, almost alike from any seed (benchmarks/results/ablation.md). A sparse one needs
+    scores to choose by, and keeps the random start (of the variance 1 for its scores).
 
     Args:
         shape: rows and columns of the grid, whose points are the N nodes in C order; or N alone.
@@ -43,12 +49,8 @@ class LearnedAdjacency(nn.Module):
         form: "dense" builds the matrix; "streamed" works in blocks and never stores it; "auto" chooses by ``nodes``. "sparse"
             is no longer exact: each node keeps its ``links`` strongest sources, and all others are unrelated to it; see
             ``SparseAdjacency``. They are chosen anew after every ``refresh`` forward passes in training, from all pairs.
-
-    Attributes:
-        periodic: the knots go round the globe.
     """
 
-    periodic = False
     positions: Tensor | None
     kept: Tensor
     passes: Tensor
@@ -85,6 +87,10 @@ class LearnedAdjacency(nn.Module):
         self.smooth, self.knots = smooth, tuple(1 + -(-(count - 1) // smooth) for count in self.shape)
         self.embedding = self._vectors(embedding)
         self.sources = self._vectors(embedding) if directed else None
+        self.from_waves = directed and not relu and form != "sparse"
+        if self.from_waves:
+            nn.init.zeros_(self.embedding)
+        self.periodic = False
         self.register_buffer("positions", None, persistent=False)
         if form == "sparse":
             self._sparse(nodes, links, refresh)
@@ -94,6 +100,20 @@ class LearnedAdjacency(nn.Module):
         return nn.Parameter(
             nn.init.xavier_normal_(vectors) if self.relu else nn.init.normal_(vectors, std=embedding**-0.25)
         )
+
+    @property
+    def periodic(self) -> bool:
+        """Whether the knots go round the globe. To be set before training, for the waves of the sources begin anew then."""
+        return self._periodic
+
+    @periodic.setter
+    def periodic(self, closed: bool) -> None:
+        self._periodic = closed
+        if self.from_waves and self.sources is not None:
+            (rows, columns), size = self.knots, self.sources.shape[1]
+            waves = size**-0.25 * _waves(rows, columns, closed, size)  # as large as the random vectors
+            with torch.no_grad():
+                self.sources[:, : waves.shape[1]] = waves
 
     def _sparse(self, nodes: int, links: int, refresh: int) -> None:
         if not (1 <= links < nodes and refresh >= 1):
@@ -195,6 +215,30 @@ def _hats(points: int, knots: int, closed: bool, like: Tensor) -> Tensor:
     if closed:
         hats[:, 0] += (1 - (knots - places)).clamp(min=0)
     return hats
+
+
+def _waves(rows: int, columns: int, closed: bool, most: int) -> Tensor:
+    """Return the longest waves of a grid ``(K, number)``, at ``most`` as many as it has points: orthogonal, mean square 1.
+
+    Along each axis those of the discrete cosine transform; round a ``closed`` circle sines and cosines.
+    """
+    (down, shortness), (across, beside) = _waves_along(rows, False), _waves_along(columns, closed)
+    longest = (shortness[:, None] ** 2 + beside**2).flatten().argsort(stable=True)[:most]
+    waves = down[:, None, longest // columns] * across[None, :, longest % columns]
+    return waves.flatten(0, 1).to(torch.get_default_dtype())
+
+
+def _waves_along(count: int, closed: bool) -> tuple[Tensor, Tensor]:
+    """Return all waves of an axis ``(points, waves)`` and how short each is, in half wavelengths per point."""
+    points, order = (torch.arange(count, dtype=torch.float64) for _ in range(2))
+    if closed:
+        number = (order + 1) // 2
+        phase = 2 * math.pi / count * points[:, None] * number
+        waves, order = torch.where(order % 2 == 1, phase.cos(), phase.sin()), 2 * number
+        waves[:, 0] = 1
+    else:
+        waves = (math.pi / count * (points[:, None] + 0.5) * order).cos()
+    return waves / waves.square().mean(dim=0).sqrt(), order / count
 
 
 def heard(x: Tensor, adjacency: Adjacency) -> Tensor:

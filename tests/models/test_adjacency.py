@@ -13,6 +13,8 @@ def make_adjacency(shape=12, embedding=3, *, size=1.0, seed=0, **options):
     torch.manual_seed(seed)
     adjacency = LearnedAdjacency(shape, embedding, **options).double()
     with torch.no_grad():
+        if not adjacency.embedding.any():
+            adjacency.embedding.normal_(std=embedding**-0.25)
         adjacency.embedding.mul_(size)
     return adjacency
 
@@ -162,6 +164,56 @@ def test_smooth_rows_of_weights_vary_little_between_neighbours():
     rough, smooth = (make_adjacency((9, 17), 8, smooth=s, directed=True, relu=False)().view(9, 17, -1) for s in (1, 8))
     differences = [((w[:, 1:] - w[:, :-1]).square().mean() / w.var()).item() for w in (rough, smooth)]
     assert differences[1] < differences[0] / 10
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize(("shape", "smooth"), [((4, 7), 1), ((5, 8), 2), ((1, 6), 1), ((13, 24), 4)])
+def test_a_directed_adjacency_without_relu_starts_even_from_the_longest_waves(shape, smooth, closed):
+    adjacency = LearnedAdjacency(shape, 9, smooth=smooth, directed=True, relu=False).double()
+    adjacency.periodic = closed
+    torch.testing.assert_close(adjacency(), torch.full((adjacency.nodes,) * 2, 1 / adjacency.nodes).double())
+    rows, columns = adjacency.knots
+    count = min(9, rows * columns)
+    waves = adjacency.sources.detach()[:, :count]
+    torch.testing.assert_close(waves.T @ waves, torch.eye(count).double() * rows * columns / 3, atol=1e-5, rtol=1e-6)
+    # A Laplacian, by its five points and even across an edge that is not closed, tells how short a wave is.
+    field = waves.T.reshape(count, 1, rows, columns)
+    padded = F.pad(
+        F.pad(field, (0, 0, 1, 1), mode="replicate"), (1, 1, 0, 0), mode="circular" if closed else "replicate"
+    )
+    second = [
+        padded[..., 1:-1, 2:] + padded[..., 1:-1, :-2] - 2 * field,
+        padded[..., 2:, 1:-1] + padded[..., :-2, 1:-1] - 2 * field,
+    ]
+    found = [-(field * part).mean(dim=(1, 2, 3)) / field.square().mean(dim=(1, 2, 3)) for part in second]
+    numbers = [torch.arange(columns), torch.arange(rows)]
+    numbers = [(numbers[0] + 1) // 2 * 2 if closed else numbers[0], numbers[1]]
+    half_waves = [number.double() / size for number, size in zip(numbers, (columns, rows), strict=True)]
+    wanted = sorted((half_waves[0] ** 2 + half_waves[1][:, None] ** 2).flatten().tolist())[:count]
+    got = [(2 / torch.pi * (part.clamp(0, 4).sqrt() / 2).asin()).square() for part in found]
+    np.testing.assert_allclose(sum(got), wanted, atol=1e-4)
+
+
+def test_the_start_needs_no_seed_and_learns():
+    first, second = (make_raw(seed) for seed in (0, 1))
+    torch.testing.assert_close(first.sources, second.sources)
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    (first() @ x).square().sum().backward()
+    assert first.embedding.grad.abs().max() > 0.01
+    assert not first.sources.grad.any()  # until the listening vectors have moved
+
+
+def make_raw(seed):
+    torch.manual_seed(seed)
+    return LearnedAdjacency((2, 3), 4, directed=True, relu=False)
+
+
+def test_channels_beyond_all_waves_and_a_sparse_form_start_at_random():
+    torch.manual_seed(0)
+    sources = LearnedAdjacency((2, 3), 9, directed=True, relu=False).sources
+    assert len(torch.unique(sources[:, 6:])) == 18
+    for options in ({"form": "sparse", "relu": False, "links": 3}, {"relu": True}):
+        assert LearnedAdjacency((2, 3), 9, directed=True, **options).embedding.all()
 
 
 def place(adjacency):

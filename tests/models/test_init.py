@@ -18,7 +18,8 @@ def make_network(name, *, channels=2, forcings=1, alive=True, history=3, **optio
     torch.manual_seed(0)
     sizes = {**GRID, "history": history, "horizon": 2, **SIZES.get(name, {"hidden": 3}), **options}
     network = build_model(name, channels=channels, forcings=forcings, **sizes).double()
-    at_zero = [weight for key, weight in network.named_parameters() if "readout." in key or "receive." in key]
+    starts_at_zero = ("readout.", "receive.", "shared.embedding")
+    at_zero = [weight for key, weight in network.named_parameters() if any(part in key for part in starts_at_zero)]
     for parameter in at_zero if alive else ():
         torch.nn.init.normal_(parameter, std=0.3)
     return network

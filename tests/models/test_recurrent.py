@@ -20,7 +20,8 @@ def make_network(name="convlstm", form="states", *, channels=CHANNELS, forcings=
     torch.manual_seed(0)
     options = {"hidden": 4, "layers": 2, **FORMS[form], **OPTIONS[name]}
     network = build_model(name, channels=channels, forcings=forcings, height=HEIGHT, width=WIDTH, **options).double()
-    at_zero = [weight for key, weight in network.named_parameters() if "readout." in key or "receive." in key]
+    starts_at_zero = ("readout.", "receive.", "shared.embedding")
+    at_zero = [weight for key, weight in network.named_parameters() if any(part in key for part in starts_at_zero)]
     for weight in at_zero if readout else ():
         torch.nn.init.normal_(weight, std=0.3)
     return network
