@@ -25,7 +25,11 @@ RECIPE = Path(__file__).parent.parent / "pipelines" / "ncep_air.yaml"
 CLASSIC: dict[str, Any] = {"branch": 0, "smooth": 1, "directed": False, "relu": True}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name: what it is in the table, options
     "convlstm": ("ConvLSTM", {"architecture": "convlstm"}),
+    "convlstm_5": ("- kernel 5", {"architecture": "convlstm", "kernel": 5}),
+    "convlstm_7": ("- kernel 7", {"architecture": "convlstm", "kernel": 7}),
     "climapred": ("LS-NTP (climapred)", {}),
+    "branch_kernel_5": ("- kernel 5", {"kernel": 5}),
+    "branch_kernel_7": ("- kernel 7", {"kernel": 7}),
     "branch_smooth_2": ("- knots on every second row and column", {"smooth": 2}),
     "branch_smooth_8": ("- knots on every eighth", {"smooth": 8}),
     "branch_rough": ("- a vector for each point", {"smooth": 1}),

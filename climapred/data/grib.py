@@ -21,7 +21,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from climapred.data.messages import Damaged, Message, MessageGrid, message_handle, message_table
-from climapred.data.octets import unpack_simple
+from climapred.data.packing import unpack
 from climapred.variables import canonical_name, select_names
 
 __all__ = ["GRID_KINDS", "SELECTABLE", "open_grib"]
@@ -422,7 +422,7 @@ class _Fields:
         """Write the values of a message into ``field``."""
         rows = field.T if self.grid.by_column else field  # in scanning order
         is_whole = content[:4] == b"GRIB" and content[-4:] == b"7777"
-        if is_whole and rows.flags.c_contiguous and unpack_simple(content, rows.reshape(-1)):
+        if is_whole and rows.flags.c_contiguous and unpack(content, rows.reshape(-1)):
             return
         with message_handle(content, path, offset) as handle:
             eccodes.codes_set_double(handle, "missingValue", _MISSING)

@@ -1,6 +1,6 @@
-"""GRIB messages by their octets: where each one ends, what tells it from others, and values in simple packing.
+"""GRIB messages by their octets: where each one ends, and what tells it from others.
 
-Both editions put lengths, dates and packing at fixed places (WMO Manual on Codes, volume I.2, FM 92), so none of this needs the
+Both editions put lengths and dates at fixed places (WMO Manual on Codes, volume I.2, FM 92), so none of this needs the
 tables of names and parameters that eccodes brings; climapred.data.messages asks eccodes what the octets mean.
 """
 
@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import IO, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import IO
 
 _INTERVAL_END = {
     8: 34,
@@ -19,7 +16,6 @@ _INTERVAL_END = {
     12: 36,
 }  # edition 2, section 4: template -> place of the seven octets that say when it ends
 _SEARCH_BYTES = 2**20
-_UNPACK_VALUES = 2**15  # so many float64 stay in the processor's cache
 
 
 class DamagedError(Exception):
@@ -138,84 +134,3 @@ def _read(file: IO[bytes], offset: int, size: int) -> bytes:
     if len(content) < size:
         raise DamagedError("the file ends within the message")
     return content
-
-
-class _Packing(NamedTuple):
-    """Integers x that stand for (x 2^binary + reference) / 10^decimal."""
-
-    integers: npt.NDArray[np.unsignedinteger]
-    reference: float
-    binary: int
-    decimal: int
-
-
-def unpack_simple(content: bytes, values: npt.NDArray[np.float32]) -> bool:
-    """Write the values of a message into ``values``, 1-D, if it is packed simply in 8, 16 or 32 bits and without a bitmap.
-
-    The result is that of eccodes: computed in double precision, in the same order, then rounded to float32; in a fifth of the
-    time, for nothing but the values themselves is looked at. Return False, and write nothing, for any other message.
-    """
-    packing = _packing_1(content) if content[7] == 1 else _packing_2(content)
-    if packing is None or packing.integers.size != values.size:
-        return False
-    scale, factor = _power(2, packing.binary), _power(10, -packing.decimal)
-    buffer = np.empty(min(_UNPACK_VALUES, values.size))
-    for begin in range(0, values.size, _UNPACK_VALUES):
-        integers = packing.integers[begin : begin + _UNPACK_VALUES]
-        part = np.multiply(integers, scale, out=buffer[: integers.size])
-        part += packing.reference
-        if factor != 1:
-            part *= factor
-        values[begin : begin + _UNPACK_VALUES] = part
-    return True
-
-
-def _packing_1(content: bytes) -> _Packing | None:
-    flags, decimal = content[15], content[34:36]
-    position = 8
-    for is_there in (True, flags & 0x80):
-        position += int.from_bytes(content[position : position + 3], "big") if is_there else 0
-    data = content[position : position + 11]
-    if flags & 0x40 or data[3] & 0xF0:  # a bitmap; spectral or second-order packing, integers
-        return None
-    unused, bits = data[3] & 0x0F, data[10]
-    size = len(content) - 4 - position - 11 - unused // 8
-    exponent, mantissa = data[6] & 0x7F, int.from_bytes(data[7:10], "big")
-    reference = np.copysign(mantissa * 16.0 ** (exponent - 70), -1 if data[6] & 0x80 else 1)  # IBM's floating point
-    integers = _integers(content, position + 11, size, bits)
-    return None if integers is None else _Packing(integers, reference, _signed(data[4:6]), _signed(decimal))
-
-
-def _packing_2(content: bytes) -> _Packing | None:
-    position, packing = 16, b""
-    while (number := content[position + 4]) != 7:
-        size = int.from_bytes(content[position : position + 4], "big")
-        if number == 5:
-            packing = content[position : position + size]
-        if number == 6 and content[position + 5] != 255:  # a bitmap
-            return None
-        position += size
-    if packing[9:11] != b"\0\0":  # template 5.0 is simple packing
-        return None
-    integers = _integers(content, position + 5, len(content) - 4 - position - 5, packing[19])
-    reference = float(np.frombuffer(packing, ">f4", 1, 11)[0])
-    return None if integers is None else _Packing(integers, reference, _signed(packing[15:17]), _signed(packing[17:19]))
-
-
-def _integers(content: bytes, position: int, size: int, bits: int) -> npt.NDArray[np.unsignedinteger] | None:
-    kinds = {8: ">u1", 16: ">u2", 32: ">u4"}
-    return np.frombuffer(content, kinds[bits], size * 8 // bits, position) if bits in kinds else None
-
-
-def _signed(octets: bytes) -> int:
-    """Return an integer whose first bit is its sign."""
-    value = int.from_bytes(octets, "big")
-    return -(value & 0x7FFF) if value & 0x8000 else value
-
-
-def _power(base: int, exponent: int) -> float:
-    """Return the power by repeated multiplication or division, as eccodes does: the last bit may differ otherwise."""
-    result = 1.0
-    for _ in range(abs(exponent)):
-        result = result * base if exponent > 0 else result / base
-    return result

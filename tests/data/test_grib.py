@@ -398,7 +398,11 @@ def test_other_grids_are_refused_by_name(tmp_path):
         open_grib([path])
 
 
-PACKINGS = [("grid_simple", bits) for bits in (0, 8, 11, 16, 24, 32)] + [("grid_ccsds", 16), ("grid_second_order", 12)]
+PACKINGS = [("grid_simple", bits) for bits in (0, 8, 11, 16, 24, 32)] + [
+    ("grid_ccsds", 16),
+    ("grid_ccsds", 24),
+    ("grid_second_order", 12),
+]
 
 
 @pytest.mark.parametrize("sample", ["regular_ll_sfc_grib1", "regular_ll_sfc_grib2"])
