@@ -25,9 +25,8 @@ from climapred.learning.files import blaming, check_tensors, outline, read_model
 from climapred.learning.windows import Window
 from climapred.models import build_model, grid_bound
 from climapred.models.adjacency import LearnedAdjacency
+from climapred.models.low_rank import LowRankAdjacency
 from climapred.models.scaled import Inputs, Missing, Scaled, Target
-from climapred.models.sparse import SparseAdjacency
-from climapred.models.streamed import StreamedAdjacency
 from climapred.variables import VARIABLES
 
 if TYPE_CHECKING:
@@ -100,6 +99,9 @@ class TrainedModel:
     def adjacency(self) -> np.ndarray | None:
         """Return the learned adjacency (N, N), row = target, nodes in C order of ``node_grid``; None if the model has none.
 
+        Of signed weights ("low_rank") the modulus: the layers beside them may turn every sign round, so that alone it means
+        nothing, and differs from seed to seed.
+
         Raises:
             ValueError: for more than 16,384 nodes, where it would take more than a GiB.
         """
@@ -125,10 +127,11 @@ class TrainedModel:
         with torch.no_grad():  # not over a yield: whoever takes a row would have no gradients until the last
             made = self.module.network.shared()  # type: ignore[operator]
         made = getattr(made, "adjacency", made)  # AGCRN's stands among its weights
-        take = made.block if isinstance(made, StreamedAdjacency | SparseAdjacency) else made.__getitem__
+        take = made.__getitem__ if isinstance(made, Tensor) else made.block
         count = max(1, _PAIRS_AT_ONCE // self.node_grid.size)
         for start in range(0, self.node_grid.size, count):
-            yield take(slice(start, start + count)).float().cpu().numpy()
+            weights = take(slice(start, start + count))
+            yield (weights.abs() if isinstance(made, LowRankAdjacency) else weights).float().cpu().numpy()
 
     @property
     def node_grid(self) -> Grid:

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from climapred.models.low_rank import LowRankAdjacency
 from climapred.models.sparse import SparseAdjacency, sparse_adjacency, strongest
 from climapred.models.streamed import StreamedAdjacency, log_sums, within
 
-Adjacency = Tensor | StreamedAdjacency | SparseAdjacency
+Adjacency = Tensor | StreamedAdjacency | SparseAdjacency | LowRankAdjacency
 
 DENSE_NODES = 4096  # a matrix of so many nodes takes 64 MiB, and every product keeps half of it again under autocast
-FORMS = ("auto", "dense", "streamed", "sparse")
+FORMS = ("auto", "dense", "streamed", "sparse", "low_rank")
 _EARTH_RADIUS_KM = 6371.229
 
 
@@ -49,6 +50,7 @@ class LearnedAdjacency(nn.Module):
         form: "dense" builds the matrix; "streamed" works in blocks and never stores it; "auto" chooses by ``nodes``. "sparse"
             is no longer exact: each node keeps its ``links`` strongest sources, and all others are unrelated to it; see
             ``SparseAdjacency``. They are chosen anew after every ``refresh`` forward passes in training, from all pairs.
+            "low_rank" is E F^T itself, without the softmax, see ``LowRankAdjacency``; directed, without ReLU.
     """
 
     positions: Tensor | None
@@ -82,6 +84,8 @@ class LearnedAdjacency(nn.Module):
             raise ValueError(f"adjacency must be one of {', '.join(FORMS)}, got {form!r}")
         if not (relu or floor):
             raise ValueError("floor=False takes off what ReLU leaves under every pair: it needs relu=True")
+        if form == "low_rank" and (relu or not directed or max_km < math.inf):
+            raise ValueError("a low_rank adjacency needs directed=True and relu=False, and has no max_km")
         self.relu, self.floor, self.max_km = relu, floor, max_km
         self.form = form if form != "auto" else "streamed" if nodes > DENSE_NODES else "dense"
         self.smooth, self.knots = smooth, tuple(1 + -(-(count - 1) // smooth) for count in self.shape)
@@ -145,6 +149,8 @@ class LearnedAdjacency(nn.Module):
         with torch.autocast(device, enabled=False):  # scores of bfloat16 would be off by per cents
             targets = self._of_nodes(self.embedding)
             sources = targets if self.sources is None else self._of_nodes(self.sources)
+            if self.form == "low_rank":
+                return LowRankAdjacency(targets, sources)
             if self.form == "streamed":
                 return self._streamed(targets, sources)
             if self.form == "sparse":

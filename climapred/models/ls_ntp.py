@@ -61,13 +61,14 @@ class LSConv:
         paper:   y = W * (I + A) NSA(X)
         branch:  y = W * X + U A NSA(V X),    V, U: 1x1 convolutions to ``branch`` channels and from them to the gates
 
-    In the branch the long range is added to a ConvLSTM and starts as nothing (U = 0), so that it costs skill only where
-    training finds it useful; and few channels travel far, which costs a fraction of mixing all of them.
+    In the branch the long range is added to a ConvLSTM and starts as nothing (U = 0; or A, see ``open``), so that it costs
+    skill only where training finds it useful; and few channels travel far, which costs a fraction of mixing all of them.
 
     Attributes:
         attention: NSA.
         self_loop: the I of the paper's form.
         branch: channels that the long range carries; 0 for the paper's form.
+        open: U starts at random, for an A that starts at zero: of two zeros none would ever learn.
         paper: gates as in the authors' code, W without a bias and ReLU(y), so that no gate closes below a half but by
             its peephole; Xavier's initial weights.
     """
@@ -75,6 +76,7 @@ class LSConv:
     attention: bool = True
     self_loop: bool = True
     branch: int = 0
+    open: bool = False
     paper: bool = False
 
 
@@ -106,7 +108,8 @@ class LSConvLSTMCell(ConvLSTMCell):
         if form.branch:
             self.send = Convolution(channels, form.branch, 1)
             self.receive = Convolution(form.branch, 4 * hidden, 1, bias=False)
-            nn.init.zeros_(self.receive.weight)
+            if not form.open:
+                nn.init.zeros_(self.receive.weight)
 
     def forward(self, x: Tensor | None, state: State, shared: Any = None) -> tuple[Tensor, State]:
         """Return ``h'`` and the state ``(h', c')``."""
@@ -214,8 +217,8 @@ def ls_ntp(
         branch: channels of the long-range branch; 0: the form of the paper, see ``LSConv``. None: as the variant has it.
         smooth, directed, relu, floor, max_km: see ``LearnedAdjacency``; None: as the variant has it. ``max_km`` needs
             ``network.shared.place``.
-        adjacency: "dense", "streamed" or "auto", see ``LearnedAdjacency``; both are exact. Or "sparse", which is not, with
-            ``links`` and ``refresh``.
+        adjacency: "dense", "streamed" or "auto", see ``LearnedAdjacency``; both are exact. "sparse", which is not, with
+            ``links`` and ``refresh``. Or "low_rank": weights of either sign, at a cost that grows with the points alone.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
@@ -237,7 +240,7 @@ def ls_ntp(
     few: Any = {"links": links, "refresh": refresh}
     shared = LearnedAdjacency((rows, columns), embedding, **form, **few) if long_range else None
     attention = attention and (long_range or not branch)  # NSA is a part of the branch
-    parts = LSConv(attention, self_loop, branch if long_range else 0, paper)
+    parts = LSConv(attention, self_loop, branch if long_range else 0, adjacency == "low_rank", paper)
 
     def cells(inputs: int) -> nn.Module:
         silent = hidden if paper and not inputs else 0

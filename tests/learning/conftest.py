@@ -28,7 +28,7 @@ def statistics(fields):
 
 @pytest.fixture(scope="session")
 def make_model(fields, statistics):
-    """Return a function that makes a model with random weights, its readout included."""
+    """Return a function that makes a model with random weights, its readout and its adjacency included."""
 
     def make(architecture="ls_ntp", *, variables=("t2m",), inputs="anomaly", target="change", seed=0, **options):
         options = {"hidden": 4, **({"embedding": 3} if architecture == "ls_ntp" else {}), **options}
@@ -44,6 +44,8 @@ def make_model(fields, statistics):
         )
         readout = module.network.readout
         torch.nn.init.normal_(getattr(readout, "linear", readout).weight, std=0.3)
+        if architecture == "ls_ntp":
+            torch.nn.init.normal_(module.network.shared.embedding)
         return TrainedModel(
             name="small",
             architecture=architecture,

@@ -440,7 +440,15 @@ def test_the_adjacency_of_agcrn_is_a_matrix_too(make_model):
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["dense", "streamed", "sparse"])
+def test_of_signed_weights_the_modulus_is_told(make_model):
+    model = make_model("ls_ntp", smooth=1, adjacency="low_rank")
+    shared = model.module.network.shared
+    signed = (shared.embedding @ shared.sources.T).detach().numpy() / 35**0.5
+    assert (signed < 0).any()
+    np.testing.assert_allclose(model.adjacency(), abs(signed), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", ["dense", "streamed", "sparse", "low_rank"])
 def test_the_rows_of_an_adjacency_come_a_few_at_a_time(make_model, monkeypatch, form):
     model = make_model(adjacency=form, links=5)
     whole = model.adjacency()

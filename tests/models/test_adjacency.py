@@ -264,7 +264,7 @@ def test_the_path_is_chosen_by_size():
     assert [adjacency.form for adjacency in made.values()] == ["dense", "streamed"]
     assert isinstance(LearnedAdjacency(5, 2, form="streamed")(), StreamedAdjacency)
     assert isinstance(LearnedAdjacency(5, 2)(), torch.Tensor)
-    with pytest.raises(ValueError, match="adjacency must be one of auto, dense, streamed, sparse, got 'few'"):
+    with pytest.raises(ValueError, match="adjacency must be one of auto, dense, streamed, sparse, low_rank, got 'few'"):
         LearnedAdjacency(5, 2, form="few")
 
 
