@@ -13,13 +13,13 @@ Which pairs are linked is scored over all pairs of points beyond 1,000 km, with 
     AUC         probability that a planted pair is stronger than one that is not
     direction   share of planted pairs that are stronger than the same pair the other way round (chance 0.5)
 
-What is scored: of an adjacency the modulus of its weights. "influence" is what the whole network does: the gradient of the
-forecast at i, mean over the leads, for the anomaly at j in each frame seen, mean over eight training windows, the largest of
-the frames in modulus. Pearson: the largest modulus of the correlation of x_j(t) with x_i(t + lag), lags 6 to 24 h. Ridge: all
-points of all five frames explain x_i of each lead (penalty 0.01 or 0.1 of the mean eigenvalue, the better on the validation
-times); the largest modulus of the coefficients of the first lead over the frames.
+What is scored: of an adjacency its weights, where they have a sign their modulus. "influence" is what the whole network does:
+the gradient of the forecast at i, mean over the leads, for the anomaly at j in each frame seen, mean over eight training
+windows, the largest of the frames in modulus. Pearson: the largest modulus of the correlation of x_j(t) with x_i(t + lag), lags
+6 to 24 h. Ridge: all points of all five frames explain x_i of each lead (penalty 0.01 or 0.1 of the mean eigenvalue, the better
+on the validation times); the largest modulus of the coefficients of the first lead over the frames.
 
-The prototype is in this file: climapred's LS-NTP over A = E F^T, signed, without softmax, E and F of 32 channels.
+"signed" is LS-NTP over A = E F^T without softmax (adjacency: low_rank).
 
 The second table: weights of the true data against those of five surrogates (climapred.results.links.surrogates), for what takes
 seconds to fit; of all pairs beyond 1,000 km, those that pass Benjamini and Hochberg's procedure at 5 %.
@@ -42,7 +42,7 @@ import numpy as np
 import torch
 import xarray as xr
 from scipy.stats import rankdata
-from torch import Tensor, nn
+from torch import nn
 
 from climapred.data.statistics import training_statistics
 from climapred.grid import Grid
@@ -68,26 +68,12 @@ YEARS, WINDOW, MIN_KM = 4, Window(5, 4), 1000.0
 HIDDEN, EMBEDDING, BATCH, STRIDE, STARTS, INFLUENCES = 8, 32, 32, 2, 4, 8
 SMALL: dict[str, Any] = {"hidden": HIDDEN, "layers": 1}
 ROUGH = "LS-NTP (climapred), a vector for each point"
-LOW_RANK = "prototype: climapred, signed low rank"
 
 
 class Recovery(NamedTuple):
     precision: float
     auc: float
     direction: float
-
-
-class LowRank(nn.Module):
-    """A = E F^T: signed weights, of which nothing has to sum to anything."""
-
-    def __init__(self, nodes: int, embedding: int) -> None:
-        super().__init__()
-        scale = (nodes * embedding) ** -0.25  # of E and F: the squares in a row of A sum to 1
-        self.targets, self.sources = (nn.Parameter(scale * torch.randn(nodes, embedding)) for _ in range(2))
-
-    def forward(self) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return self.targets @ self.sources.T
 
 
 PAPER: dict[str, Any] = {
@@ -106,7 +92,8 @@ NETWORKS: Mapping[str, tuple[str, dict[str, Any]]] = {  # name: architecture, op
     ROUGH: ("ls_ntp", {**SMALL, "smooth": 1}),
     f"{ROUGH}, symmetric, with ReLU and floor": ("ls_ntp", {**SMALL, "smooth": 1, "directed": False, "relu": True}),
     f"{ROUGH}, directed, with ReLU, no floor": ("ls_ntp", {**SMALL, "smooth": 1, "relu": True, "floor": False}),
-    LOW_RANK: ("ls_ntp", SMALL),
+    "LS-NTP (climapred), signed": ("ls_ntp", {**SMALL, "adjacency": "low_rank"}),
+    f"{ROUGH}, signed": ("ls_ntp", {**SMALL, "smooth": 1, "adjacency": "low_rank"}),
 }
 
 
@@ -220,9 +207,6 @@ def trained(data: Data, name: str, *, epochs: int, seed: int) -> TrainedModel:
     options = {**options, "embedding": EMBEDDING} if architecture == "ls_ntp" else options
     about: Any = {"scaling": Scaling(), "statistics": data.known, "variables": ("t2m",), "window": WINDOW}
     module, orders = scaled_network(architecture, options, seed=seed, **about)
-    if name == LOW_RANK:
-        torch.manual_seed(seed)
-        module.network.shared = LowRank(GRID.size, EMBEDDING)
     starts = {period: data.split.starts(period, data.times, WINDOW) for period in ("train", "validation")}
     seen = WindowDataset(data.fields.isel(time=slice(0, data.split.validation[1])), WINDOW, data.orders)
     loaders = (
@@ -262,9 +246,8 @@ def measured(data: Data, name: str, *, epochs: int, seed: int, kept: Path | None
         "mae": network_error(data, model.module),
         "influence": data.recovery(influence(model, data.fields, windows)),
     }
-    if (shared := model.module.network.shared) is not None:
-        with torch.no_grad():
-            found["adjacency"] = data.recovery(shared().abs().numpy())
+    if (weights := model.adjacency()) is not None:
+        found["adjacency"] = data.recovery(weights)
     print(f"{key}: {found}, {time.perf_counter() - began:.0f} s", flush=True)
     if kept is not None:
         with kept.open("a", encoding="utf-8") as file:
