@@ -163,13 +163,13 @@ def test_without_links_the_map_says_so():
 
 
 def test_links_that_may_be_luck_are_not_called_none():
-    """One link among nodes that are far apart: drawn if it is significant, else the title says what is lacking."""
+    """One link among nodes that are far apart: drawn if it is significant; the title says what is there, or lacking."""
     grid = Grid(np.array([30.0, 60.0]), np.array([230.0, 280.0]))
     weights = np.full((4, 4), 0.1)
     weights[0, 3] = 0.7
     adjacency = adjacency_dataset(weights, grid)
     for p_value, title, arcs in (
-        (1e-6, "Learned links beyond 1,000 km, the strongest", 1),
+        (1e-6, "Significant learned links beyond 1,000 km, the strongest", 1),
         (0.5, "No significant link beyond 1,000 km", 0),
     ):
         p_values = xr.full_like(adjacency["weight"], 1.0)
