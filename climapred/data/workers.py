@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import multiprocessing
 import os
@@ -88,6 +89,7 @@ def _begin_worker() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    atexit.register(os._exit, 0)  # taking down all that was imported would take as long as a shard
     _of_glibc("mallopt", _M_ARENA_MAX, 1)
     blosc.use_threads = False
 
