@@ -18,7 +18,7 @@ import numpy.typing as npt
 Integers = npt.NDArray[np.unsignedinteger]
 
 _VALUES_AT_ONCE = 2**15  # so many float64 stay in the processor's cache
-_SIMPLE, _CCSDS = 0, 42  # numbers of templates
+_SIMPLE, _CCSDS = (0, 21), (42, 25)  # templates of section 5, and their octets
 _SIGNED, _THREE_BYTES, _BIG_ENDIAN = 1, 2, 4  # flags of libaec
 
 
@@ -78,14 +78,16 @@ def _packing_2(content: bytes, count: int) -> _Packing | None:
         if number == 6 and content[position + 5] != 255:  # a bitmap
             return None
         position += size
-    template, position, end = int.from_bytes(packing[9:11], "big"), position + 5, len(content) - 4
+    template, position, end = (int.from_bytes(packing[9:11], "big"), len(packing)), position + 5, len(content) - 4
     integers: Integers | None = None
     if template == _SIMPLE:
         integers = _integers(content, position, end - position, packing[19])
     elif template == _CCSDS:
         integers = _ccsds(np.frombuffer(content, np.uint8, end - position, position), packing, count)
+    if integers is None:
+        return None
     reference = float(np.frombuffer(packing, ">f4", 1, 11)[0])
-    return None if integers is None else _Packing(integers, reference, _signed(packing[15:17]), _signed(packing[17:19]))
+    return _Packing(integers, reference, _signed(packing[15:17]), _signed(packing[17:19]))
 
 
 def _integers(content: bytes, position: int, size: int, bits: int) -> Integers | None:

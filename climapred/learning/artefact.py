@@ -117,7 +117,7 @@ class TrainedModel:
         return getattr(self.module.network, "shared", None) is not None
 
     def adjacency_rows(self) -> Iterator[np.ndarray]:
-        """Yield the rows of the adjacency in order, (rows, N) float32, a few at a time: it may be larger than memory.
+        """Yield the rows of ``adjacency`` in order, (rows, N) float32, a few at a time: it may be larger than memory.
 
         Raises:
             ValueError: if the model has none.

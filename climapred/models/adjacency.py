@@ -50,7 +50,8 @@ class LearnedAdjacency(nn.Module):
         form: "dense" builds the matrix; "streamed" works in blocks and never stores it; "auto" chooses by ``nodes``. "sparse"
             is no longer exact: each node keeps its ``links`` strongest sources, and all others are unrelated to it; see
             ``SparseAdjacency``. They are chosen anew after every ``refresh`` forward passes in training, from all pairs.
-            "low_rank" is E F^T itself, without the softmax, see ``LowRankAdjacency``; directed, without ReLU.
+            "low_rank" is E F^T / N^1/2, without the softmax, see ``LowRankAdjacency``; directed, without ReLU. The scale
+            makes what orthogonal waves sum up of white noise as large on every grid.
     """
 
     positions: Tensor | None
@@ -150,7 +151,7 @@ class LearnedAdjacency(nn.Module):
             targets = self._of_nodes(self.embedding)
             sources = targets if self.sources is None else self._of_nodes(self.sources)
             if self.form == "low_rank":
-                return LowRankAdjacency(targets, sources)
+                return LowRankAdjacency(targets, sources * self.nodes**-0.5)
             if self.form == "streamed":
                 return self._streamed(targets, sources)
             if self.form == "sparse":
@@ -230,13 +231,12 @@ def _waves(rows: int, columns: int, closed: bool, most: int) -> Tensor:
     """
     (down, shortness), (across, beside) = _waves_along(rows, False), _waves_along(columns, closed)
     longest = (shortness[:, None] ** 2 + beside**2).flatten().argsort(stable=True)[:most]
-    waves = down[:, None, longest // columns] * across[None, :, longest % columns]
-    return waves.flatten(0, 1).to(torch.get_default_dtype())
+    return (down[:, None, longest // columns] * across[:, longest % columns]).flatten(0, 1)
 
 
 def _waves_along(count: int, closed: bool) -> tuple[Tensor, Tensor]:
     """Return all waves of an axis ``(points, waves)`` and how short each is, in half wavelengths per point."""
-    points, order = (torch.arange(count, dtype=torch.float64) for _ in range(2))
+    points = order = torch.arange(count, dtype=torch.float64)
     if closed:
         number = (order + 1) // 2
         phase = 2 * math.pi / count * points[:, None] * number
@@ -244,7 +244,7 @@ def _waves_along(count: int, closed: bool) -> tuple[Tensor, Tensor]:
         waves[:, 0] = 1
     else:
         waves = (math.pi / count * (points[:, None] + 0.5) * order).cos()
-    return waves / waves.square().mean(dim=0).sqrt(), order / count
+    return (waves / waves.square().mean(dim=0).sqrt()).to(torch.get_default_dtype()), order / count
 
 
 def heard(x: Tensor, adjacency: Adjacency) -> Tensor:

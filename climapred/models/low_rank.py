@@ -11,11 +11,10 @@ from climapred.models.streamed import Nodes
 
 
 class LowRankAdjacency(NamedTuple):
-    """A = E F^T / N^1/2 of N nodes: nothing of N x N is made, and a product costs as much as E and F have numbers.
+    """A = E F^T of N nodes: nothing of N x N is made, and a product costs as much as E and F have numbers.
 
-    F^T X / N^1/2 are D sums over all nodes, of X weighed by the waves or whatever the sources have become; each node listens
-    to them as it likes. Weights have a sign, and a row need not sum to anything: a linear regression on what is far away.
-    The scale leaves white noise white: its sums over orthogonal waves have the same variance on every grid.
+    F^T X are D sums over all nodes, of X weighed by the waves or whatever the sources have become; each node listens to them
+    as it likes. Weights have a sign, and a row need not sum to anything: a linear regression on what is far away.
 
     Attributes:
         targets, sources: E and F, ``(N, D)``.
@@ -26,9 +25,9 @@ class LowRankAdjacency(NamedTuple):
 
     def __matmul__(self, nodes: Tensor) -> Tensor:
         """Return ``A X`` for X ``(N, M)``; under autocast in its dtype."""
-        return self.targets @ (self.sources.T @ (nodes * len(self.sources) ** -0.5))
+        return self.targets @ (self.sources.T @ nodes)
 
     def block(self, rows: Nodes, columns: Nodes = slice(None)) -> Tensor:
         """Return the weights A[rows, columns], without gradients."""
         with torch.no_grad():
-            return self.targets[rows] @ self.sources[columns].T * len(self.sources) ** -0.5
+            return self.targets[rows] @ self.sources[columns].T

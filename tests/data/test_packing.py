@@ -93,6 +93,20 @@ def test_ccsds_that_does_not_fill_the_field_is_left_to_eccodes(tmp_path):
     np.testing.assert_array_equal(values[:496], expected.astype(np.float32))
 
 
+@pytest.mark.parametrize("length", [0, 12, 20, 24])
+@pytest.mark.parametrize("packing", ["grid_simple", "grid_ccsds"])
+def test_a_message_that_does_not_say_how_it_is_packed_is_left_to_eccodes(tmp_path, packing, length):
+    keys = {"shortName": "2t", "bitsPerValue": 16, "packingType": packing, "values": weather()}
+    content = write_grib(tmp_path / "s.grib", keys, sample="regular_ll_sfc_grib2").read_bytes()
+    begin = 16
+    while content[begin + 4] != 5:
+        begin += int.from_bytes(content[begin : begin + 4], "big")
+    size = int.from_bytes(content[begin : begin + 4], "big")
+    assert size == {"grid_simple": 21, "grid_ccsds": 25}[packing]
+    short = struct.pack(">IB", length, 5) + content[begin + 5 :][: length - 5] if length else b""
+    assert not unpack(content[:begin] + short + content[begin + size :], np.empty(496, np.float32))
+
+
 def test_without_libaec_ccsds_is_left_to_eccodes(tmp_path, monkeypatch):
     content, _ = ccsds_message(tmp_path, weather(), 16)
     values = np.full(496, 7, np.float32)

@@ -26,7 +26,7 @@ from climapred.grid import Array, Grid, great_circle_km
 DENSE_NODES = 4096  # up to here a file of all pairs has at most 64 MiB
 BLOCK_PAIRS = 2_000_000  # pairs held at once: an adjacency that is larger than memory streams through in blocks of rows
 
-_MEANING = "learned weight with which the target node (row) listens to the source node"
+_MEANING = "learned weight (of a signed one the modulus) with which the target node (row) listens to the source node"
 _PLACES = (("latitude", "degrees_north"), ("longitude", "degrees_east"))
 
 

@@ -61,9 +61,7 @@ def links_figure(
         return plot_distances(curve, uniform=1 / grid.size, title=told, source=source)
     links = strongest_links(_significant_only(adjacency, grid, min_km), _CANDIDATES * count, min_km=min_km)
     links = links[links["weight"] > 0]
-    if title is None and "p_value" in adjacency:
-        told = "No significant link" if links.empty else "Significant learned links"
-        title = f"{told} beyond {min_km:,.0f} km{'' if links.empty else ', the strongest'}"
+    links.attrs["significant"] = "p_value" in adjacency
     return plot_links(thinned(links, count, apart_km=min(min_km, 1000.0)), grid, title=title, source=source)
 
 

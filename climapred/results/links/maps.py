@@ -143,14 +143,15 @@ def plot_links(
         links: as ``strongest_links`` returns them, or ``thinned``; of each region one link tells more than fifty of its
             neighbours. Without any the map is empty, and says so.
         grid: of the nodes, for the extent of the map.
-        title: by default how many links of what length.
+        title: by default what the links are: of what length, and, where ``links.attrs`` say so, significant.
         source: for the grey line: the model.
         cmap: by default the darker part of magma.
     """
     blank = xr.DataArray(np.zeros(grid.shape), grid.coordinates(), _DIMS)
     geography = Geography.of(from_antimeridian(blank))
     shortest = f" beyond {links.attrs['min_km']:,g} km" if links.attrs.get("min_km") else ""
-    told = "Learned links" if len(links) else "No learned link"
+    kind = "significant learned" if links.attrs.get("significant") else "learned"
+    told = f"{kind.capitalize()} links" if len(links) else f"No {kind} link"
     figure, [[axes]] = map_sheet(
         geography, [False], 1, title or f"{told}{shortest}{', the strongest' * bool(len(links))}"
     )

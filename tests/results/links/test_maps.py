@@ -170,7 +170,7 @@ def test_links_that_may_be_luck_are_not_called_none():
     adjacency = adjacency_dataset(weights, grid)
     for p_value, title, arcs in (
         (1e-6, "Significant learned links beyond 1,000 km, the strongest", 1),
-        (0.5, "No significant link beyond 1,000 km", 0),
+        (0.5, "No significant learned link beyond 1,000 km", 0),
     ):
         p_values = xr.full_like(adjacency["weight"], 1.0)
         p_values[0, 3] = p_value
