@@ -62,9 +62,10 @@ class Separable:
 
     @cached_property
     def _corners(self) -> tuple[npt.NDArray[np.intp], Array] | None:
-        """Flat indices and weights, both (K, H' W'), of the one, two or four points under each target.
+        """Flat indices (2, H', K, W') and weights (H', K, W') of the one, two or four points under each target.
 
-        None where there are more of them, or so many targets that products of blocks are faster than picking.
+        The second indices are those where the rows of the source lie in memory from north to south. None where there are
+        more points, or so many targets that products of blocks are faster than picking.
         """
         axes = (self.latitude, self.longitude)
         most = [max(1, int(np.diff(axis.indptr).max())) for axis in axes]
@@ -74,19 +75,21 @@ class Separable:
         if max(most) == 2 and _PICKED * math.prod(most) * rows * columns > height * width:
             return None
         (row, row_weight), (column, column_weight) = (_padded(*pair) for pair in zip(axes, most, strict=True))
-        places = row[:, None, :, None] * width + column[None, :, None, :]
-        weights = row_weight[:, None, :, None] * column_weight[None, :, None, :]
-        return places.reshape(-1, rows * columns), weights.reshape(-1, rows * columns)
+        weights = row_weight.T[:, :, None, None] * column_weight
+        places = [northwards.T[:, :, None, None] * width + column for northwards in (row, height - 1 - row)]
+        return np.stack(places).reshape(2, rows, -1, columns), weights.reshape(rows, -1, columns)
 
     def apply(self, fields: npt.NDArray[Any]) -> Array:
         """Return (N, H', W') of (N, H, W). A NaN reaches the targets it has weight in, and some around them."""
         return self._apply_blocks(fields) if self._corners is None else self._apply_corners(*self._corners, fields)
 
     def _apply_corners(self, places: npt.NDArray[np.intp], weights: Array, fields: npt.NDArray[Any]) -> Array:
-        result = np.empty((len(fields), weights.shape[1]))
+        turned = fields.strides[1] < 0  # a view of rows from north to south, which would be copied
+        fields, picked = fields[:, :: -1 if turned else 1], places[int(turned)]
+        result = np.empty((len(fields), weights.shape[0], weights.shape[2]))
         for field, out in zip(fields, result, strict=True):
-            np.einsum("kp,kp->p", field.reshape(-1).take(places, mode="clip"), weights, out=out)
-        return result.reshape(-1, self.latitude.shape[0], self.longitude.shape[0])
+            np.einsum("rkc,rkc->rc", field.reshape(-1).take(picked, mode="clip"), weights, out=out)
+        return result
 
     def _apply_blocks(self, fields: npt.NDArray[Any]) -> Array:
         latitude_first, latitude, longitude = self._blocks

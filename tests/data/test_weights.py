@@ -89,8 +89,11 @@ def test_picked_points_give_what_products_of_blocks_give(target, method):
     weights = find_weights(source, target, method)
     fields = np.random.default_rng(1).normal(280, 10, (3, *source.shape)).astype(np.float32)
     assert weights._corners is not None
-    assert len(weights._corners[0]) == (1 if method == "nearest" else 4)
-    np.testing.assert_allclose(weights.apply(fields), weights._apply_blocks(fields), rtol=1e-14, atol=0)
+    assert weights._corners[1].shape[1] == (1 if method == "nearest" else 4)
+    expected = weights._apply_blocks(fields)
+    np.testing.assert_allclose(weights.apply(fields), expected, rtol=1e-14, atol=0)
+    from_north = np.ascontiguousarray(fields[:, ::-1])
+    np.testing.assert_allclose(weights.apply(from_north[:, ::-1]), expected, rtol=1e-14, atol=0)
 
 
 def test_weights_are_kept_by_the_grids_and_the_method():
