@@ -1,6 +1,6 @@
 """What an LS-NTP costs: a training step against a plain one, and the streamed adjacency on large grids.
 
-    python benchmarks/ls_ntp.py [--threads 2] [--out benchmarks/results/ls_ntp.md]
+    python benchmarks/ls_ntp.py [--threads 2] [--device cpu] [--out benchmarks/results/ls_ntp.md]
 
 Plain: the paper's network in float32, written straight down, with the adjacency built anew in every cell and a decoder that
 eats zeros, as in the authors' code. Ours: the same network with the same weights (``variant="paper"``), and the default one,
@@ -12,6 +12,11 @@ channels, embedding 128, float32; the best of two. Sparse: the same with the 32 
 choice of them. Dense: bytes of one copy of A.
 
 Memory: peak of the process above what it holds when network and data are there. Every number is from a process of its own.
+
+With ``--device cuda``: ours compiled (``torch.compile``), the paper's two settings, up to the 1,038,240 nodes of 0.25 degrees;
+memory is what torch has allocated there. The share of the peak counts 4 D + 3 M multiplications and additions for a pair, D
+channels of a vector and M of the fields (scores and product; on the way back scores, dX, ds, dE and dF), fewer than are done,
+against ``--peak`` TFLOP/s. Fields are bfloat16 there, and scores in TensorFloat-32.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -34,9 +39,19 @@ from torch import Tensor, nn
 from climapred.models import build_model
 from climapred.models.adjacency import LearnedAdjacency, mix
 
-BATCH, FRAMES, EMBEDDING, CHANNELS = 8, 6, 512, 32
-SETTINGS = {"21 x 35, hidden 256 (paper, NCEP)": (21, 35, 256), "25 x 53, hidden 64": (25, 53, 64)}
-NODES = {7_260: (60, 121), 14_520: (120, 121), 29_040: (120, 242)}
+BATCH, FRAMES, EMBEDDING, CHANNELS, DEPTH = 8, 6, 512, 32, 128
+NCEP, ERA5 = "21 x 35, hidden 256 (paper, NCEP)", "77 x 125, hidden 128, downsampled (paper, ERA5)"
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "cpu": {
+        NCEP: {"height": 21, "width": 35, "hidden": 256},
+        "25 x 53, hidden 64": {"height": 25, "width": 53, "hidden": 64},
+    },
+    "cuda": {
+        NCEP: {"height": 21, "width": 35, "hidden": 256},
+        ERA5: {"height": 77, "width": 125, "hidden": 128, "downsample": True},
+    },
+}
+GRIDS = {"cpu": [(60, 121), (120, 121), (120, 242)], "cuda": [(120, 242), (181, 360), (361, 720), (721, 1440)]}
 
 
 class Measured(NamedTuple):
@@ -70,10 +85,11 @@ class Plain(nn.Module):
         return torch.sigmoid(a_o + memory * w_o) * torch.tanh(memory), memory
 
     def forward(self, frames: Tensor, steps: int) -> Tensor:
-        batch, _, _, height, width = frames.shape
-        zeros = frames.new_zeros(batch, self.network.encoder.hidden, height, width)
-        states, inputs = [], list(frames.unbind(1))
-        for cell in self.network.encoder:
+        encoder = self.network.encoder
+        reduce, cells = getattr(encoder, "reduce", nn.Identity()), getattr(encoder, "cell", encoder)
+        states, inputs = [], [reduce(x) for x in frames.unbind(1)]
+        zeros = frames.new_zeros(len(frames), encoder.hidden, *inputs[0].shape[-2:])
+        for cell in cells:
             state, outputs = (zeros, zeros), []
             for x in inputs:
                 state = self.step(cell, x, state)
@@ -90,53 +106,70 @@ class Plain(nn.Module):
         return torch.stack([self.network.readout(x) for x in inputs], dim=1)
 
 
-def measured(work: Callable[[], object], rounds: int) -> Measured:
+def measured(work: Callable[[], object], rounds: int, device: str) -> Measured:
     """Return the best time of ``work``, and how far memory rose above what is there now."""
-    start, times = psutil.Process().memory_info().rss, []
+    on_gpu, times = device == "cuda", []
+    if on_gpu:
+        work()  # compiles
+        torch.cuda.reset_peak_memory_stats()
+    start = torch.cuda.memory_allocated() if on_gpu else psutil.Process().memory_info().rss
     for _ in range(rounds):
         began = time.perf_counter()
         work()
+        if on_gpu:
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    return Measured(min(times), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - start) / 2**20)
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Measured(min(times), (peak - start) / 2**20)
 
 
-def training_step(kind: str, height: int, width: int, hidden: int) -> Measured:
+def training_step(kind: str, sizes: dict[str, Any], device: str) -> Measured:
     """Measure steps of "plain", "paper" or "climapred"."""
     torch.manual_seed(0)
     variant = "climapred" if kind == "climapred" else "paper"
-    sizes = {"height": height, "width": width, "hidden": hidden, "embedding": EMBEDDING}
-    network: nn.Module = build_model("ls_ntp", variant=variant, **sizes)
+    network: nn.Module = build_model("ls_ntp", variant=variant, embedding=EMBEDDING, **sizes).to(device)
+    forecast: Callable[..., Tensor] = network
     if kind == "plain":
-        network = Plain(network)
+        forecast = Plain(network)
+    elif device == "cuda":
+        forecast = torch.compile(network)
     optimizer = torch.optim.Adam(network.parameters())
-    frames, truth = torch.randn(2, BATCH, FRAMES, 1, height, width).unbind()
+    frames, truth = torch.randn(2, BATCH, FRAMES, 1, sizes["height"], sizes["width"], device=device).unbind()
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=kind != "plain"):
-            forecast = network(frames, FRAMES)
-        loss = (forecast.float() - truth).square().mean()
+        with torch.autocast(device, torch.bfloat16, enabled=kind != "plain"):
+            forecasts = forecast(frames, FRAMES)
+        loss = (forecasts.float() - truth).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return measured(step, 3)
+    return measured(step, 3, device)
 
 
-def product(form: str, height: int, width: int) -> Measured:
+def product(form: str, grid: tuple[int, int], device: str) -> Measured:
     """Measure one product, forward and backward."""
     torch.manual_seed(0)
-    adjacency = LearnedAdjacency(height * width, 128, form=form)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    adjacency = LearnedAdjacency(grid, DEPTH, form=form).to(device)
     if form == "sparse":
         adjacency()  # the choice of links, which is made once in 50 passes
-    x = torch.randn(1, CHANNELS, height, width, requires_grad=True)
-    return measured(lambda: mix(x, adjacency()).square().sum().backward(), 2)
+    x = torch.randn(1, CHANNELS, *grid, requires_grad=True, device=device)
+
+    def work() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            heard = mix(x, adjacency())
+        heard.float().square().sum().backward()
+
+    return measured(work, 2, device)
 
 
-def check(height: int, width: int, hidden: int) -> None:
+def check(sizes: dict[str, Any], device: str) -> None:
     """Refuse to compare what does not compute the same."""
     torch.manual_seed(0)
-    network = build_model("ls_ntp", variant="paper", height=height, width=width, hidden=hidden, embedding=EMBEDDING)
-    frames = torch.randn(1, FRAMES, 1, height, width)
+    network = build_model("ls_ntp", variant="paper", embedding=EMBEDDING, **sizes).to(device)
+    frames = torch.randn(1, FRAMES, 1, sizes["height"], sizes["width"], device=device)
     with torch.no_grad():
         torch.testing.assert_close(network(frames, FRAMES), Plain(network)(frames, FRAMES), rtol=1e-4, atol=1e-4)
 
@@ -152,29 +185,33 @@ def alone(function: Callable[..., Measured], *arguments: object) -> Measured:
     return found
 
 
-def steps_table() -> list[str]:
+def steps_table(device: str) -> list[str]:
     lines = ["| training step | | s | times faster | memory, MiB | of plain |", "| :-- | :-- | --: | --: | --: | --: |"]
-    for name, sizes in SETTINGS.items():
-        check(*sizes)
-        plain = alone(training_step, "plain", *sizes)
-        lines.append(f"| {name} | plain | {plain.seconds:.2f} | 1.0 | {plain.memory:,.0f} | 100% |")
+    for name, sizes in SETTINGS[device].items():
+        check(sizes, device)
+        plain = alone(training_step, "plain", sizes, device)
+        lines.append(f"| {name} | plain | {plain.seconds:.3g} | 1.0 | {plain.memory:,.0f} | 100% |")
         for kind in ("paper", "climapred"):
-            ours = alone(training_step, kind, *sizes)
+            ours = alone(training_step, kind, sizes, device)
             ratios = f"{plain.seconds / ours.seconds:.1f} | {ours.memory:,.0f} | {ours.memory / plain.memory:.0%}"
-            lines.append(f"| | ours, {kind} | {ours.seconds:.2f} | {ratios} |")
+            lines.append(f"| | ours, {kind} | {ours.seconds:.3g} | {ratios} |")
     return lines
 
 
-def streamed_table() -> list[str]:
+def streamed_table(device: str, peak: float) -> list[str]:
+    on_gpu = device == "cuda"
     lines = [
-        "| streamed, nodes | s | ns per pair | memory, MiB | sparse, s | one copy of A, MiB |",
-        "| --: | --: | --: | --: | --: | --: |",
+        "| streamed, nodes | s | ns per pair | memory, MiB | sparse, s | one copy of A, MiB |"
+        + " share of the peak |" * on_gpu,
+        "| --: | --: | --: | --: | --: | --: |" + " --: |" * on_gpu,
     ]
-    for nodes, grid in NODES.items():
-        found, sparse = (alone(product, form, *grid) for form in ("streamed", "sparse"))
-        per_pair, dense = found.seconds / nodes**2 * 1e9, nodes**2 * 4 / 2**20
-        streamed = f"{found.seconds:.2f} | {per_pair:.1f} | {found.memory:,.0f}"
-        lines.append(f"| {nodes:,} | {streamed} | {sparse.seconds:.2f} | {dense:,.0f} |")
+    for grid in GRIDS[device]:
+        pairs = (grid[0] * grid[1]) ** 2
+        found, sparse = (alone(product, form, grid, device) for form in ("streamed", "sparse"))
+        streamed = f"{found.seconds:.3g} | {found.seconds / pairs * 1e9:.3g} | {found.memory:,.0f}"
+        line = f"| {grid[0] * grid[1]:,} | {streamed} | {sparse.seconds:.3g} | {pairs * 4 / 2**20:,.0f} |"
+        share = pairs * 2 * (4 * DEPTH + 3 * CHANNELS) / found.seconds / (peak * 1e12)
+        lines.append(line + f" {share:.1%} |" * on_gpu)
     return lines
 
 
@@ -182,10 +219,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ls_ntp.md")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=SETTINGS, default="cpu")
+    parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of the GPU in bfloat16 (an H100's or H200's)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    versions = f"{options.threads} threads on {platform.machine()}; torch {torch.__version__}."
-    tables = "\n".join([*steps_table(), "", *streamed_table()])
+    where = (
+        torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else f"{options.threads} threads on {platform.machine()}"
+    )
+    versions = f"{where}; torch {torch.__version__}."
+    tables = "\n".join([*steps_table(options.device), "", *streamed_table(options.device, options.peak)])
     text = f"# LS-NTP\n\n{__doc__.strip()}\n\n{versions}\n\n{tables}\n"
     options.out.write_text(text, encoding="utf-8")
     print(text)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +14,7 @@ from torch import Tensor
 
 BLOCKS = {"cpu": 512}  # rows and columns at a time: 1 MiB in float32, which a core keeps near it
 LARGE_BLOCK = 4096  # elsewhere: few launches, and a block of 64 MiB
+FUSED = {"cuda"}  # where kernels of climapred.models.fused do the work instead, if Triton is there
 
 Nodes = slice | Tensor  # a choice of nodes
 
@@ -72,6 +77,9 @@ def log_sums(targets: Tensor, sources: Tensor, *, relu: bool = True) -> Tensor:
 
     It carries no gradient: a product with the adjacency knows how L depends on E and F.
     """
+    if kernels := _kernels(targets):
+        fused: Tensor = kernels.log_sums(targets, sources, relu)
+        return fused
     sums = targets.new_full((len(targets),), -torch.inf)
     for rows, columns in _blocks(targets):
         part = torch.logsumexp(_scores(targets, sources, rows, columns, relu), dim=1)
@@ -97,10 +105,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, nodes: Tensor, *adjacency: Any) -> Tensor:
         links = StreamedAdjacency(*adjacency)
-        heard = torch.zeros_like(nodes, dtype=links.log_sums.dtype)
-        for rows, columns in _blocks(links.targets):
-            heard[rows] += links.block(rows, columns).to(nodes.dtype) @ nodes[columns]
-        heard = heard.to(nodes.dtype)
+        kernels = _kernels(links.targets)
+        heard: Tensor = kernels.product(links, nodes) if kernels else _product(links, nodes)
         ctx.save_for_backward(nodes, heard, links.targets, links.sources, links.log_sums, links.positions)
         ctx.relu, ctx.floor, ctx.chord = links.relu, links.floor, links.chord
         return heard
@@ -110,19 +116,49 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, d_heard: Tensor) -> tuple[Tensor | None, ...]:
         nodes, heard, targets, sources, sums, positions = ctx.saved_tensors
         links = StreamedAdjacency(targets, sources, sums, ctx.relu, ctx.floor, positions, ctx.chord)
-        d_nodes, d_targets, d_sources = (torch.zeros_like(x, dtype=sums.dtype) for x in (nodes, targets, sources))
-        through_sums = (d_heard.to(sums.dtype) * heard).sum(dim=1, keepdim=True)
-        for rows, columns in _blocks(targets):
-            scores, near = _scores(targets, sources, rows, columns, ctx.relu), links.near(rows, columns)
-            shares = torch.exp(scores - sums[rows, None])
-            d_nodes[columns] += links.kept(shares, near, rows).to(nodes.dtype).T @ d_heard[rows]
-            d_weights = (d_heard[rows] @ nodes[columns].T).to(sums.dtype)
-            d_weights = d_weights if near is None else d_weights.mul_(near)
-            d_scores = d_weights.sub_(through_sums[rows]).mul_(shares)
-            d_scores = d_scores.mul_(scores > 0) if ctx.relu else d_scores
-            d_targets[rows] += d_scores @ sources[columns]
-            d_sources[columns] += d_scores.T @ targets[rows]
-        return d_nodes.to(nodes.dtype), d_targets, d_sources, None, None, None, None, None
+        through_sums = (d_heard.to(sums.dtype) * heard).sum(dim=1)
+        if kernels := _kernels(targets):
+            fields = nodes, d_heard, through_sums
+            d_nodes = kernels.product(links, d_heard, transposed=True)
+            d_targets, d_sources = (kernels.vector_gradient(links, *fields, transposed=side) for side in (False, True))
+        else:
+            d_nodes, d_targets, d_sources = _gradients(links, nodes, d_heard, through_sums)
+        return d_nodes, d_targets, d_sources, None, None, None, None, None
+
+
+def _kernels(vectors: Tensor) -> ModuleType | None:
+    """Return climapred.models.fused where it can work on these vectors."""
+    return _fused() if vectors.device.type in FUSED and vectors.dtype == torch.float32 else None
+
+
+@cache
+def _fused() -> ModuleType | None:
+    return import_module("climapred.models.fused") if find_spec("triton") else None
+
+
+def _product(links: StreamedAdjacency, nodes: Tensor) -> Tensor:
+    heard = torch.zeros_like(nodes, dtype=links.log_sums.dtype)
+    for rows, columns in _blocks(links.targets):
+        heard[rows] += links.block(rows, columns).to(nodes.dtype) @ nodes[columns]
+    return heard.to(nodes.dtype)
+
+
+def _gradients(
+    links: StreamedAdjacency, nodes: Tensor, d_heard: Tensor, through_sums: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    targets, sources, sums = links[:3]
+    d_nodes, d_targets, d_sources = (torch.zeros_like(x, dtype=sums.dtype) for x in (nodes, targets, sources))
+    for rows, columns in _blocks(targets):
+        scores, near = _scores(targets, sources, rows, columns, links.relu), links.near(rows, columns)
+        shares = torch.exp(scores - sums[rows, None])
+        d_nodes[columns] += links.kept(shares, near, rows).to(nodes.dtype).T @ d_heard[rows]
+        d_weights = (d_heard[rows] @ nodes[columns].T).to(sums.dtype)
+        d_weights = d_weights if near is None else d_weights.mul_(near)
+        d_scores = d_weights.sub_(through_sums[rows, None]).mul_(shares)
+        d_scores = d_scores.mul_(scores > 0) if links.relu else d_scores
+        d_targets[rows] += d_scores @ sources[columns]
+        d_sources[columns] += d_scores.T @ targets[rows]
+    return d_nodes.to(nodes.dtype), d_targets, d_sources
 
 
 def _scores(targets: Tensor, sources: Tensor, rows: Nodes, columns: Nodes, relu: bool) -> Tensor:
