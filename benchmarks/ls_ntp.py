@@ -1,11 +1,12 @@
 """What an LS-NTP costs: a training step against a plain one, and the streamed adjacency on large grids.
 
-    python benchmarks/ls_ntp.py [--threads 2] [--device cpu] [--out benchmarks/results/ls_ntp.md]
+    python benchmarks/ls_ntp.py [--threads 2] [--rounds 3] [--device cpu] [--out benchmarks/results/ls_ntp.md]
 
 Plain: the paper's network in float32, written straight down, with the adjacency built anew in every cell and a decoder that
 eats zeros, as in the authors' code. Ours: the same network with the same weights (``variant="paper"``), and the default one,
 both under bfloat16 autocast as the training runs them. A step is forward, mean squared error, backward and Adam, from 6
-frames to 6, batch 8, embedding 512; the best of three. Before it, both forecast in float32 and must agree to 1e-4.
+frames to 6, batch 8, embedding 512; two at a time, in turns, the best of ``--rounds``. Before it, both forecast in float32
+and must agree to 1e-4.
 
 Streamed: one product with (I + A), forward and backward with gradients for the field and the vectors of the nodes, 32
 channels, embedding 128, float32; the best of two. Sparse: the same with the 32 strongest links of each node, without the
@@ -22,6 +23,7 @@ against ``--peak`` TFLOP/s. Fields are bfloat16 there, and scores in TensorFloat
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import platform
 import resource
@@ -40,6 +42,7 @@ from climapred.models import build_model
 from climapred.models.adjacency import LearnedAdjacency, mix
 
 BATCH, FRAMES, EMBEDDING, CHANNELS, DEPTH = 8, 6, 512, 32, 128
+KINDS = {"plain": "plain", "paper": "ours, paper", "climapred": "ours, climapred"}
 NCEP, ERA5 = "21 x 35, hidden 256 (paper, NCEP)", "77 x 125, hidden 128, downsampled (paper, ERA5)"
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
@@ -144,7 +147,7 @@ def training_step(kind: str, sizes: dict[str, Any], device: str) -> Measured:
         loss.backward()
         optimizer.step()
 
-    return measured(step, 3, device)
+    return measured(step, 2, device)
 
 
 def product(form: str, grid: tuple[int, int], device: str) -> Measured:
@@ -185,16 +188,18 @@ def alone(function: Callable[..., Measured], *arguments: object) -> Measured:
     return found
 
 
-def steps_table(device: str) -> list[str]:
+def steps_table(device: str, rounds: int) -> list[str]:
     lines = ["| training step | | s | times faster | memory, MiB | of plain |", "| :-- | :-- | --: | --: | --: | --: |"]
     for name, sizes in SETTINGS[device].items():
         check(sizes, device)
-        plain = alone(training_step, "plain", sizes, device)
-        lines.append(f"| {name} | plain | {plain.seconds:.3g} | 1.0 | {plain.memory:,.0f} | 100% |")
-        for kind in ("paper", "climapred"):
-            ours = alone(training_step, kind, sizes, device)
-            ratios = f"{plain.seconds / ours.seconds:.1f} | {ours.memory:,.0f} | {ours.memory / plain.memory:.0%}"
-            lines.append(f"| | ours, {kind} | {ours.seconds:.3g} | {ratios} |")
+        best: dict[str, Measured] = {}
+        for _ in range(rounds):
+            for kind in KINDS:
+                best[kind] = min(alone(training_step, kind, sizes, device), best.get(kind, Measured(math.inf, 0)))
+        plain = best["plain"]
+        for kind, found in best.items():
+            ratios = f"{plain.seconds / found.seconds:.1f} | {found.memory:,.0f} | {found.memory / plain.memory:.0%}"
+            lines.append(f"| {name} | {KINDS[kind]} | {found.seconds:.3g} | {ratios} |")
     return lines
 
 
@@ -219,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ls_ntp.md")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=SETTINGS, default="cpu")
     parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of the GPU in bfloat16 (an H100's or H200's)")
     options = parser.parse_args()
@@ -229,7 +235,9 @@ def main() -> None:
         else f"{options.threads} threads on {platform.machine()}"
     )
     versions = f"{where}; torch {torch.__version__}."
-    tables = "\n".join([*steps_table(options.device), "", *streamed_table(options.device, options.peak)])
+    tables = "\n".join(
+        [*steps_table(options.device, options.rounds), "", *streamed_table(options.device, options.peak)]
+    )
     text = f"# LS-NTP\n\n{__doc__.strip()}\n\n{versions}\n\n{tables}\n"
     options.out.write_text(text, encoding="utf-8")
     print(text)

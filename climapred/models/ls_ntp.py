@@ -19,6 +19,18 @@ from climapred.models.spatial import Convolution
 VARIANTS = ("climapred", "paper")
 
 
+class _Norm(nn.GroupNorm):
+    """GroupNorm of one group, on a processor in the dtype of its input: summed in float32 all the same, and copied less.
+
+    Under autocast torch would convert to float32 before it, and the next convolution back: the same values by more ways.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``, normalised."""
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x)
+
+
 class NodeAttention(nn.Module):
     """Node-based spatial attention (NSA): a weight in (0, 1) for each channel of each node.
 
@@ -35,7 +47,7 @@ class NodeAttention(nn.Module):
         self.silent = silent
         layers: list[nn.Module] = []
         for _ in range(2):
-            layers += [nn.Conv2d(channels, channels, 1), nn.GroupNorm(1, channels), nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(channels, channels, 1), _Norm(1, channels), nn.ReLU(inplace=True)]
         self.score = nn.Sequential(*layers, nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:

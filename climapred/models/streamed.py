@@ -128,11 +128,14 @@ class _Product(torch.autograd.Function):
 
 def _kernels(vectors: Tensor) -> ModuleType | None:
     """Return climapred.models.fused where it can work on these vectors."""
-    return _fused() if vectors.device.type in FUSED and vectors.dtype == torch.float32 else None
+    return _fused(vectors.device) if vectors.device.type in FUSED and vectors.dtype == torch.float32 else None
 
 
 @cache
-def _fused() -> ModuleType | None:
+def _fused(device: torch.device) -> ModuleType | None:
+    """Return it where Triton is there, and the card one whose tensor cores know TensorFloat-32 (NVIDIA's, since 2020)."""
+    if device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0)):
+        return None
     return import_module("climapred.models.fused") if find_spec("triton") else None
 
 
