@@ -23,7 +23,6 @@ against ``--peak`` TFLOP/s. Fields are bfloat16 there, and scores in TensorFloat
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import platform
 import resource
@@ -192,10 +191,8 @@ def steps_table(device: str, rounds: int) -> list[str]:
     lines = ["| training step | | s | times faster | memory, MiB | of plain |", "| :-- | :-- | --: | --: | --: | --: |"]
     for name, sizes in SETTINGS[device].items():
         check(sizes, device)
-        best: dict[str, Measured] = {}
-        for _ in range(rounds):
-            for kind in KINDS:
-                best[kind] = min(alone(training_step, kind, sizes, device), best.get(kind, Measured(math.inf, 0)))
+        runs = [{kind: alone(training_step, kind, sizes, device) for kind in KINDS} for _ in range(rounds)]
+        best = {kind: min(run[kind] for run in runs) for kind in KINDS}
         plain = best["plain"]
         for kind, found in best.items():
             ratios = f"{plain.seconds / found.seconds:.1f} | {found.memory:,.0f} | {found.memory / plain.memory:.0%}"

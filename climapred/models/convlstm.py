@@ -77,8 +77,8 @@ class Peepholes(nn.Module):
         return _Gates.apply(gates, cell, self.weight)
 
 
-class GateNorm(nn.GroupNorm):
-    """Layer norm (Ba et al. 2016, arXiv:1607.06450) over all gates and points of a sample; the gates' biases come after it.
+class SampleNorm(nn.GroupNorm):
+    """Layer norm (Ba et al. 2016, arXiv:1607.06450) over all channels and points of a sample, then a scale and a bias.
 
     Each channel has a scale and a bias; in PredRNN's code each point has, so that weights fit one grid only.
     """
@@ -86,9 +86,14 @@ class GateNorm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
 
-    def forward(self, gates: Tensor) -> Tensor:
-        """Return gates of the same shape ``(B, channels, ...)`` and dtype; under autocast the norm itself is in float32."""
-        return super().forward(gates).to(gates.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` ``(B, channels, ...)``, normalised, in its dtype; sums and statistics are of float32 at least.
+
+        Autocast would convert it to float32 before and the next convolution back: on a processor, where the norm takes what
+        it gets, the same values by more copies.
+        """
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x).to(x.dtype)
 
 
 class ConvLSTMCell(nn.Module):
@@ -97,7 +102,7 @@ class ConvLSTMCell(nn.Module):
     The products with all frames in one call, and those with h apart, would take longer: 1.3 times on a processor.
 
     Zero padding keeps the grid, as in the paper. The forget gate's bias starts at 1 (Jozefowicz et al. 2015), so that
-    memory survives from the first step of training on. ``norm``: see ``GateNorm``.
+    memory survives from the first step of training on. ``norm``: ``SampleNorm`` of the gates, whose biases come after it.
     """
 
     def __init__(self, inputs: int, hidden: int, kernel: int = 3, *, norm: bool = False) -> None:
@@ -105,9 +110,9 @@ class ConvLSTMCell(nn.Module):
         check_hidden(hidden)
         self.inputs, self.hidden = inputs, hidden
         self.gates = Convolution(inputs + hidden, 4 * hidden, kernel, bias=not norm)
-        self.norm = GateNorm(4 * hidden) if norm else nn.Identity()
+        self.norm = SampleNorm(4 * hidden) if norm else nn.Identity()
         self.peepholes = Peepholes(hidden)
-        start_remembering(self.norm if isinstance(self.norm, GateNorm) else self.gates, hidden)
+        start_remembering(self.norm if isinstance(self.norm, SampleNorm) else self.gates, hidden)
 
     def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> State:
         """Return zeros for (h, c)."""

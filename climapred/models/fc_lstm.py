@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from climapred.models.convlstm import GateNorm, Peepholes, check_hidden, joined, start_remembering
+from climapred.models.convlstm import Peepholes, SampleNorm, check_hidden, joined, start_remembering
 from climapred.models.recurrent import EncoderForecaster, Layers, State, in_form
 
 
@@ -24,9 +24,9 @@ class FCLSTMCell(nn.Module):
         super().__init__()
         self.inputs, self.hidden = inputs, hidden
         self.gates = nn.Linear(inputs + hidden, 4 * hidden, bias=not norm)
-        self.norm = GateNorm(4 * hidden) if norm else nn.Identity()
+        self.norm = SampleNorm(4 * hidden) if norm else nn.Identity()
         self.peepholes = Peepholes(hidden)
-        start_remembering(self.norm if isinstance(self.norm, GateNorm) else self.gates, hidden)
+        start_remembering(self.norm if isinstance(self.norm, SampleNorm) else self.gates, hidden)
 
     def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> State:
         """Return zeros for (h, c), whatever the grid."""

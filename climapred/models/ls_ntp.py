@@ -12,30 +12,18 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from climapred.models.adjacency import LearnedAdjacency, heard, mix
-from climapred.models.convlstm import ConvLSTMCell, joined
+from climapred.models.convlstm import ConvLSTMCell, SampleNorm, joined
 from climapred.models.recurrent import EncoderForecaster, Layers, State, in_form
 from climapred.models.spatial import Convolution
 
 VARIANTS = ("climapred", "paper")
 
 
-class _Norm(nn.GroupNorm):
-    """GroupNorm of one group, on a processor in the dtype of its input: summed in float32 all the same, and copied less.
-
-    Under autocast torch would convert to float32 before it, and the next convolution back: the same values by more ways.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x``, normalised."""
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x)
-
-
 class NodeAttention(nn.Module):
     """Node-based spatial attention (NSA): a weight in (0, 1) for each channel of each node.
 
-    y = x * sigmoid(W3 r(N(W2 r(N(W1 x))))) with 1x1 convolutions W, r = ReLU and N = GroupNorm of one group. Between forward
-    and backward pass it keeps x alone, and computes the rest again: a third of a cell's memory for little time.
+    y = x * sigmoid(W3 r(N(W2 r(N(W1 x))))) with 1x1 convolutions W, r = ReLU and N = ``SampleNorm``. Between forward and
+    backward pass it keeps x alone, and computes the rest again: a third of a cell's memory for little time.
 
     Args:
         channels: of x.
@@ -47,7 +35,7 @@ class NodeAttention(nn.Module):
         self.silent = silent
         layers: list[nn.Module] = []
         for _ in range(2):
-            layers += [nn.Conv2d(channels, channels, 1), _Norm(1, channels), nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(channels, channels, 1), SampleNorm(channels), nn.ReLU(inplace=True)]
         self.score = nn.Sequential(*layers, nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:

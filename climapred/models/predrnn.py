@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from climapred.models.convlstm import ConvLSTMCell, GateNorm, check_hidden, joined, start_remembering
+from climapred.models.convlstm import ConvLSTMCell, SampleNorm, check_hidden, joined, start_remembering
 from climapred.models.recurrent import EncoderForecaster, Layers, State, in_form
 from climapred.models.spatial import Convolution
 
@@ -35,10 +35,10 @@ def gate_convolution(inputs: int, hidden: int, kernel: int, *, gates: int, norm:
     """Return the convolution of all gates at once, in the order i, f and others: biases 0, but 1 for f.
 
     So memory survives from the first step of training on; the authors' code has no bias, but adds 1 to f for good. ``norm``:
-    followed by a ``GateNorm``, which has the biases then.
+    followed by a ``SampleNorm``, which has the biases then.
     """
     convolution = Convolution(inputs, gates * hidden, kernel, bias=not norm)
-    normed = GateNorm(gates * hidden)
+    normed = SampleNorm(gates * hidden)
     start_remembering(normed if norm else convolution, hidden)
     return nn.Sequential(convolution, normed) if norm else convolution
 
@@ -73,7 +73,7 @@ class STLSTMCell(nn.Module):
         inputs: channels of x, 0 for none.
         hidden: channels of h, C and M.
         increments: put what has been added to C and to M (their second terms) behind (h, C) in the state.
-        norm: see ``convlstm.GateNorm``: of the first line's sums, and of the second's. The authors' code, which has it as an
+        norm: see ``convlstm.SampleNorm``: of the first line's sums, and of the second's. The authors' code, which has it as an
             option too, normalises W_x * x, W_h * h, W_m * M and the products with C' and M' one by one.
     """
 

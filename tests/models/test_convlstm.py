@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from climapred.models.convlstm import ConvLSTMCell, GateNorm, Peepholes, _Gates, convlstm
+from climapred.models.convlstm import ConvLSTMCell, Peepholes, SampleNorm, _Gates, convlstm
 from tests.models.literal import normed
 
 STEPS, INPUTS, HIDDEN, SHAPE = 3, 2, 4, (5, 6)
@@ -85,14 +85,14 @@ def test_cell_and_its_gradients_are_equation_3(inputs, dtype, tolerance):
 @pytest.mark.parametrize("shape", [(2, 12, 4, 5), (2, 12)])
 def test_the_norm_of_gates_is_that_of_each_sample_alone(shape):
     torch.manual_seed(0)
-    norm, gates = GateNorm(12).double(), 3 + 5 * torch.randn(shape, dtype=torch.float64)
+    norm, gates = SampleNorm(12).double(), 3 + 5 * torch.randn(shape, dtype=torch.float64)
     found = norm(gates).detach().flatten(1)
     torch.testing.assert_close(found.mean(1), torch.zeros(2).double(), rtol=0, atol=1e-12)
     torch.testing.assert_close(found.square().mean(1), torch.ones(2).double(), rtol=0, atol=1e-5)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     torch.testing.assert_close(norm(gates), normed(gates, norm), rtol=1e-12, atol=1e-12)
-    assert GateNorm(12)(gates.bfloat16().float()).dtype == torch.float32
+    assert SampleNorm(12)(gates.bfloat16().float()).dtype == torch.float32
 
 
 def test_with_a_norm_the_cell_is_that_of_the_normed_gates():
