@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from climapred.models.recurrent import EncoderForecaster, State, stacked
 from climapred.models.spatial import Convolution
+
+_SLICE = 2**18  # numbers of all gates for each thread: 1 MiB of float32
 
 
 class _Gates(torch.autograd.Function):
@@ -21,42 +24,52 @@ class _Gates(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, cell: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        i, f, g, a_o = _opened(gates, cell, weight)
-        following = f.mul_(cell).addcmul_(i, g)
-        hidden = torch.addcmul(a_o, weight[2], following).sigmoid_().mul_(torch.tanh(following))
+        hidden = torch.empty_like(gates.chunk(4, dim=1)[0])
+        following = torch.empty_like(hidden, dtype=cell.dtype)
+        for a, c, h, c_next in _samples(gates, cell, hidden, following):
+            i, f, g, a_o = _opened(a, c, weight)
+            c_next.copy_(f.mul_(c).addcmul_(i, g))
+            h.copy_(torch.addcmul(a_o, weight[2], f).sigmoid_().mul_(f.tanh_()))
         ctx.save_for_backward(gates, cell, following, weight)
-        return hidden.to(gates.dtype), following
+        return hidden, following
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_hidden: Tensor, d_following: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gates, cell, following, weight = ctx.saved_tensors
-        i, f, g, a_o = _opened(gates, cell, weight)
-        o, squashed = torch.addcmul(a_o, weight[2], following).sigmoid_(), torch.tanh(following)
         through_sigmoid, through_tanh = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
-        d_hidden = d_hidden.to(following.dtype)
-        d_o = through_sigmoid(d_hidden * squashed, o)
-        d_cell = through_tanh(o.mul_(d_hidden), squashed).add_(d_following).addcmul_(d_o, weight[2])
-        d_i = through_sigmoid(d_cell * g, i)
-        d_f = through_sigmoid(d_cell * cell, f)
-        d_c = through_tanh(i.mul_(d_cell), g)
-        d_weight = torch.stack([_channel_sums(d_i, cell), _channel_sums(d_f, cell), _channel_sums(d_o, following)])
-        d_before = d_cell.mul_(f).addcmul_(d_f, weight[1]).addcmul_(d_i, weight[0])
-        d_gates = torch.empty_like(gates)
-        for place, part in zip(d_gates.chunk(4, dim=1), (d_i, d_f, d_c, d_o), strict=True):
-            place.copy_(part)
+        d_gates, d_before = torch.empty_like(gates), torch.empty_like(following)
+        d_weight = torch.zeros_like(weight[..., 0, 0], dtype=cell.dtype)
+        given, wanted = (gates, cell, following, d_hidden, d_following), (d_gates, d_before)
+        for a, c, c_next, d_h, d_next, d_a, d_c in _samples(*given, *wanted):
+            i, f, g, a_o = _opened(a, c, weight)
+            o, squashed = torch.addcmul(a_o, weight[2], c_next).sigmoid_(), torch.tanh(c_next)
+            d_h = d_h.to(c.dtype)
+            d_o = through_sigmoid(d_h * squashed, o)
+            d_cell = through_tanh(o.mul_(d_h), squashed).add_(d_next).addcmul_(d_o, weight[2])
+            d_i, d_f = through_sigmoid(d_cell * g, i), through_sigmoid(d_cell * c, f)
+            d_g = through_tanh(i.mul_(d_cell), g)
+            for place, part in zip(d_a.chunk(4, dim=1), (d_i, d_f, d_g, d_o), strict=True):
+                place.copy_(part)
+            d_c.copy_(d_cell.mul_(f).addcmul_(d_f, weight[1]).addcmul_(d_i, weight[0]))
+            sums = [product.sum(dim=(0, 2, 3)) for product in (d_i.mul_(c), d_f.mul_(c), d_o.mul_(c_next))]
+            d_weight.add_(torch.stack(sums))
         return d_gates, d_before, d_weight.to(weight.dtype)[..., None, None]
+
+
+def _samples(*fields: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the samples of all fields, on a processor as few at a time as keep it busy and stay in its cache."""
+    first, size = fields[0], len(fields[0])
+    if first.is_cpu and not torch.compiler.is_compiling():
+        size = -(-size // max(1, first.numel() // (_SLICE * torch.get_num_threads())))
+    yield from zip(*(field.split(size) for field in fields), strict=True)
 
 
 def _opened(gates: Tensor, cell: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     """Return i, f, tanh(a_c) and a_o in the dtype of the cell."""
     a_i, a_f, a_c, a_o = gates.to(cell.dtype).chunk(4, dim=1)
     i, f = (torch.addcmul(a, w, cell).sigmoid_() for a, w in ((a_i, weight[0]), (a_f, weight[1])))
-    return i, f, torch.tanh(a_c), a_o
-
-
-def _channel_sums(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dim=(0, 2, 3))
+    return i, f, a_c.clone().tanh_(), a_o  # tanh is four times as fast where numbers lie side by side
 
 
 class Peepholes(nn.Module):

@@ -22,17 +22,18 @@ VARIANTS = ("climapred", "paper")
 class NodeAttention(nn.Module):
     """Node-based spatial attention (NSA): a weight in (0, 1) for each channel of each node.
 
-    y = x * sigmoid(W3 r(N(W2 r(N(W1 x))))) with 1x1 convolutions W, r = ReLU and N = ``SampleNorm``. Between forward and
-    backward pass it keeps x alone, and computes the rest again: a third of a cell's memory for little time.
+    y = x * sigmoid(W3 r(N(W2 r(N(W1 x))))) with 1x1 convolutions W, r = ReLU and N = ``SampleNorm``.
 
     Args:
         channels: of x.
         silent: how many of them, the first ones, are always zero; they are left out of x and of y.
+        again: between forward and backward pass it keeps x alone and computes the rest again. Over all channels of a cell that
+            is a third of its memory for little time; over few it is neither.
     """
 
-    def __init__(self, channels: int, silent: int = 0) -> None:
+    def __init__(self, channels: int, silent: int = 0, *, again: bool = True) -> None:
         super().__init__()
-        self.silent = silent
+        self.silent, self.again = silent, again
         layers: list[nn.Module] = []
         for _ in range(2):
             layers += [nn.Conv2d(channels, channels, 1), SampleNorm(channels), nn.ReLU(inplace=True)]
@@ -40,7 +41,7 @@ class NodeAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` ``(B, C, H, W)``, each node weighed."""
-        if not torch.is_grad_enabled():
+        if not (self.again and torch.is_grad_enabled()):
             return self._weighed(x)
         weighed: Tensor = checkpoint(self._weighed, x, use_reentrant=False, preserve_rng_state=False)
         return weighed
@@ -104,7 +105,9 @@ class LSConvLSTMCell(ConvLSTMCell):
             nn.init.xavier_normal_(self.gates.weight)
             bound = math.sqrt(6 / (hidden + 1))  # Xavier's for a weight of the shape (1, hidden, 1, 1)
             nn.init.uniform_(self.peepholes.weight, -bound, bound)
-        self.attention = NodeAttention(form.branch or channels, silent) if form.attention else nn.Identity()
+        self.attention = (
+            NodeAttention(form.branch or channels, silent, again=not form.branch) if form.attention else nn.Identity()
+        )
         if form.branch:
             self.send = Convolution(channels, form.branch, 1)
             self.receive = Convolution(form.branch, 4 * hidden, 1, bias=False)

@@ -121,6 +121,23 @@ def test_gates_have_the_gradient_of_finite_differences():
     assert torch.autograd.gradcheck(_Gates.apply, [x.double().requires_grad_() for x in (gates, cell, weight)])
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_gates_of_large_fields_which_are_worked_off_in_parts_are_the_formula(order):
+    torch.manual_seed(0)
+    shapes = [(5, 4 * 32, 32, 64), (5, 32, 32, 64)]  # 2^18 numbers a sample: each is a part with one thread
+    gates, cell = (torch.randn(shape).double().to(memory_format=order).requires_grad_() for shape in shapes)
+    weight = torch.randn(3, 32, 1, 1).double().requires_grad_()
+    a_i, a_f, a_c, a_o = gates.chunk(4, dim=1)
+    memory = torch.sigmoid(a_f + weight[1] * cell) * cell + torch.sigmoid(a_i + weight[0] * cell) * torch.tanh(a_c)
+    expected = torch.sigmoid(a_o + weight[2] * memory) * torch.tanh(memory), memory
+    found = _Gates.apply(gates, cell, weight)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert all(part.is_contiguous(memory_format=order) for part in found)
+    out = [torch.randn_like(part) for part in expected]
+    gradients = [torch.autograd.grad(results, (gates, cell, weight), out) for results in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("used", [0, 1])
 def test_gates_have_a_gradient_when_one_of_their_results_is_not_used(used):
     # The last step of a network throws the cell away, a network of one layer without outputs the hidden state.
