@@ -29,11 +29,12 @@ from climapred import link_stages, stages, verification
 from climapred.data.locks import locked
 from climapred.data.regrid import Method, Regridder, source_grid
 from climapred.data.sources import source_identity
-from climapred.grid import Grid, ReducedGrid
+from climapred.grid import Grid
 from climapred.learning.order import Share
 from climapred.learning.windows import time_step
 from climapred.recipe import GridRecipe, Recipe, RecipeError
 from climapred.recipe_file import dump_recipe, load_recipe, located
+from climapred.reduced import ReducedGrid
 from climapred.results.baselines import BASELINES
 from climapred.results.links.adjacency import DENSE_NODES
 from climapred.stages import Run

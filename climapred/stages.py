@@ -23,11 +23,12 @@ from climapred.data.build import Source, Target, build_store, finish_parts, repa
 from climapred.data.regrid import source_grid
 from climapred.data.statistics import training_statistics
 from climapred.data.store import open_statistics, open_store, write_statistics
-from climapred.grid import Grid, ReducedGrid, cell_areas
+from climapred.grid import Grid, cell_areas
 from climapred.learning.order import Share
 from climapred.learning.windows import Split, Window, chronological_split, refuse_leaks, time_step
 from climapred.link_stages import Variation, correlation_maps, variations, varied, write_adjacency
 from climapred.recipe import GridRecipe, ModelRecipe, Recipe, SampleRecipe
+from climapred.reduced import ReducedGrid
 from climapred.results.baselines import BASELINES, FURTHER_BASELINES
 
 if TYPE_CHECKING:

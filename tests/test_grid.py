@@ -10,15 +10,8 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from climapred.grid import (
-    EARTH_RADIUS_KM,
-    Grid,
-    ReducedGrid,
-    axis_names,
-    cell_areas,
-    descending_axes,
-    great_circle_km,
-)
+from climapred.grid import EARTH_RADIUS_KM, Grid, axis_names, cell_areas, descending_axes, great_circle_km
+from climapred.reduced import ReducedGrid
 
 SPHERE = 4 * np.pi * (EARTH_RADIUS_KM * 1000) ** 2
 GLOBAL = {
@@ -302,18 +295,6 @@ def test_crop_of_a_region():
     assert box.crop((0, 90, -40, 40)) == box._shifted(0)
     with pytest.raises(ValueError, match=r"region \(south, north, west, east\) \(0, 10, 0, 5\) must hold 2 x 2 points"):
         box.crop((0, 10, 0, 5))
-
-
-def test_reduced_grids():
-    o32 = ReducedGrid.octahedral(32)
-    assert (o32.size, o32.shape, repr(o32)) == (5248, (5248,), "ReducedGrid(O32, 5248 points)")
-    latitude, longitude = o32.centres()
-    assert latitude[0] == latitude[19] > latitude[20]  # 20 points on the northernmost row, then 24
-    np.testing.assert_allclose(longitude[20:44], 15 * np.arange(24))
-    assert o32 == ReducedGrid(32, o32.points) != ReducedGrid.octahedral(16)
-    assert len({o32, ReducedGrid.octahedral(32)}) == 1
-    assert o32.hash != Grid.gaussian(32).hash
-    assert repr(ReducedGrid(2, (20, 25, 25, 20))) == "ReducedGrid(N2, 90 points)"
 
 
 def test_points_are_the_same_up_to_the_noise_of_float32():

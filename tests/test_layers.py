@@ -11,10 +11,11 @@ PACKAGE = Path(climapred.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each room may import besides itself; the arrows point one way.
-VOCABULARY = {"variables", "grid", "calendar", "whole"}
+VOCABULARY = {"variables", "grid", "reduced", "calendar", "whole"}
 ROOMS: dict[str, set[str]] = {
     "variables": set(),
     "grid": set(),
+    "reduced": {"grid"},
     "calendar": set(),
     "whole": set(),
     "data": VOCABULARY,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from climapred.grid import ReducedGrid
+from climapred.reduced import ReducedGrid
 
 Floats = npt.NDArray[np.float64]
 Order = slice | npt.NDArray[np.intp]

@@ -30,7 +30,8 @@ from climapred.data.netcdf import open_netcdf
 from climapred.data.remote import RemoteFile
 from climapred.data.sources import Location, Source, expand_paths, open_source
 from climapred.data.times import Calendar, Duplicates
-from climapred.grid import Grid, ReducedGrid
+from climapred.grid import Grid
+from climapred.reduced import ReducedGrid
 from climapred.variables import VARIABLES, canonical_name, fitting_units, unit_fits
 
 SAMPLED = 5  # times of which the fields are read by default

@@ -9,7 +9,8 @@ import xarray as xr
 
 from climapred.data.regridder import Regridder, result_dtype, still_true
 from climapred.data.weights import METHODS, Method
-from climapred.grid import Grid, ReducedGrid, axis_names, descending_axes
+from climapred.grid import Grid, axis_names, descending_axes
+from climapred.reduced import ReducedGrid
 
 __all__ = ["METHODS", "Method", "Regridder", "regrid", "source_grid"]
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from climapred.data.weights import METHODS, Joint, Method, Separable, find_weights
-from climapred.grid import Array, Grid, ReducedGrid
+from climapred.grid import Array, Grid
+from climapred.reduced import ReducedGrid
 from climapred.whole import replacing
 
 _FORMAT = 1

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array, hstack, kron
 
-from climapred.grid import ROUNDING, Array, Grid, ReducedGrid
+from climapred.grid import ROUNDING, Array, Grid
+from climapred.reduced import ReducedGrid
 
 Method = Literal["nearest", "bilinear", "conservative"]
 METHODS: tuple[str, ...] = get_args(Method)

@@ -23,26 +23,27 @@ class _Gates(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, cell: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, gates: Tensor, cell: Tensor, weight: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
         hidden = torch.empty_like(gates.chunk(4, dim=1)[0])
         following = torch.empty_like(hidden, dtype=cell.dtype)
         for a, c, h, c_next in _samples(gates, cell, hidden, following):
-            i, f, g, a_o = _opened(a, c, weight)
+            i, f, g, a_o = _opened(a, c, weight, relu)
             c_next.copy_(f.mul_(c).addcmul_(i, g))
             h.copy_(torch.addcmul(a_o, weight[2], f).sigmoid_().mul_(f.tanh_()))
         ctx.save_for_backward(gates, cell, following, weight)
+        ctx.relu = relu
         return hidden, following
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_hidden: Tensor, d_following: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, d_hidden: Tensor, d_following: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         gates, cell, following, weight = ctx.saved_tensors
         through_sigmoid, through_tanh = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
         d_gates, d_before = torch.empty_like(gates), torch.empty_like(following)
         d_weight = torch.zeros_like(weight[..., 0, 0], dtype=cell.dtype)
         given, wanted = (gates, cell, following, d_hidden, d_following), (d_gates, d_before)
         for a, c, c_next, d_h, d_next, d_a, d_c in _samples(*given, *wanted):
-            i, f, g, a_o = _opened(a, c, weight)
+            i, f, g, a_o = _opened(a, c, weight, ctx.relu)
             o, squashed = torch.addcmul(a_o, weight[2], c_next).sigmoid_(), torch.tanh(c_next)
             d_h = d_h.to(c.dtype)
             d_o = through_sigmoid(d_h * squashed, o)
@@ -51,10 +52,12 @@ class _Gates(torch.autograd.Function):
             d_g = through_tanh(i.mul_(d_cell), g)
             for place, part in zip(d_a.chunk(4, dim=1), (d_i, d_f, d_g, d_o), strict=True):
                 place.copy_(part)
+            if ctx.relu:
+                d_a.mul_(a > 0)
             d_c.copy_(d_cell.mul_(f).addcmul_(d_f, weight[1]).addcmul_(d_i, weight[0]))
             sums = [product.sum(dim=(0, 2, 3)) for product in (d_i.mul_(c), d_f.mul_(c), d_o.mul_(c_next))]
             d_weight.add_(torch.stack(sums))
-        return d_gates, d_before, d_weight.to(weight.dtype)[..., None, None]
+        return d_gates, d_before, d_weight.to(weight.dtype)[..., None, None], None
 
 
 def _samples(*fields: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -65,8 +68,9 @@ def _samples(*fields: Tensor) -> Iterator[tuple[Tensor, ...]]:
     yield from zip(*(field.split(size) for field in fields), strict=True)
 
 
-def _opened(gates: Tensor, cell: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+def _opened(gates: Tensor, cell: Tensor, weight: Tensor, relu: bool) -> tuple[Tensor, ...]:
     """Return i, f, tanh(a_c) and a_o in the dtype of the cell."""
+    gates = torch.relu(gates) if relu else gates
     a_i, a_f, a_c, a_o = gates.to(cell.dtype).chunk(4, dim=1)
     i, f = (torch.addcmul(a, w, cell).sigmoid_() for a, w in ((a_i, weight[0]), (a_f, weight[1])))
     return i, f, a_c.clone().tanh_(), a_o  # tanh is four times as fast where numbers lie side by side
@@ -78,16 +82,18 @@ class Peepholes(nn.Module):
         i = sigmoid(a_i + w_i c)          f = sigmoid(a_f + w_f c)
         c' = f c + i tanh(a_c)            o = sigmoid(a_o + w_o c')         h' = o tanh(c')
 
-    The paper's peepholes are whole fields; one number per channel (as in LS-NTP's code) fits any grid.
+    The paper's peepholes are whole fields; one number per channel (as in LS-NTP's code) fits any grid. ``relu``: ReLU(a)
+    instead of each a, as in that code.
     """
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, *, relu: bool = False) -> None:
         super().__init__()
+        self.relu = relu
         self.weight = nn.Parameter(torch.zeros(3, hidden, 1, 1))
 
     def forward(self, gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``(h', c')``, each ``(B, hidden, H, W)``, from gates ``(B, 4 hidden, H, W)`` (order i, f, c, o) and ``c``."""
-        return _Gates.apply(gates, cell, self.weight)
+        return _Gates.apply(gates, cell, self.weight, self.relu)
 
 
 class SampleNorm(nn.GroupNorm):

@@ -103,6 +103,7 @@ class LSConvLSTMCell(ConvLSTMCell):
         if form.paper:
             self.gates = Convolution(channels, 4 * hidden, kernel, bias=False)
             nn.init.xavier_normal_(self.gates.weight)
+            self.peepholes.relu = True
             bound = math.sqrt(6 / (hidden + 1))  # Xavier's for a weight of the shape (1, hidden, 1, 1)
             nn.init.uniform_(self.peepholes.weight, -bound, bound)
         self.attention = (
@@ -119,7 +120,7 @@ class LSConvLSTMCell(ConvLSTMCell):
         hidden, cell = state
         together = joined(x, hidden).contiguous(memory_format=torch.channels_last)
         gates = self._branched(together, shared) if self.form.branch else self._convolved(self._mixed(together, shared))
-        hidden, cell = self.peepholes(torch.relu_(gates) if self.form.paper else gates, cell)
+        hidden, cell = self.peepholes(gates, cell)
         return hidden, (hidden, cell)
 
     def _branched(self, x: Tensor, adjacency: Any) -> Tensor:

@@ -14,7 +14,8 @@ import pytest
 import xarray as xr
 
 from climapred.data.regrid import METHODS, Regridder, regrid
-from climapred.grid import Grid, ReducedGrid, cell_areas, great_circle_km
+from climapred.grid import Grid, cell_areas, great_circle_km
+from climapred.reduced import ReducedGrid
 
 DATA = Path(os.environ.get("CLIMAPRED_DATA", Path(__file__).parents[2] / "../shared/data"))
 NCEP = DATA / "air.sig995.2013.nc"

@@ -14,7 +14,8 @@ from scipy.sparse import csr_array
 
 from climapred.data.regrid import METHODS, Regridder, regrid
 from climapred.data.weights import Separable, conservative_longitude, find_weights, overlaps
-from climapred.grid import Grid, ReducedGrid, cell_areas, great_circle_km
+from climapred.grid import Grid, cell_areas, great_circle_km
+from climapred.reduced import ReducedGrid
 
 
 def interval(low, high):

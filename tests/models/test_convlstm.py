@@ -115,22 +115,25 @@ def test_a_norm_leaves_the_forget_gate_open_and_brings_a_scale_for_each_channel(
     assert found == expected + 12
 
 
-def test_gates_have_the_gradient_of_finite_differences():
+@pytest.mark.parametrize("relu", [False, True])
+def test_gates_have_the_gradient_of_finite_differences(relu):
     torch.manual_seed(0)
     gates, cell, weight = torch.randn(2, 8, 3, 2), torch.randn(2, 2, 3, 2), torch.randn(3, 2, 1, 1)
-    assert torch.autograd.gradcheck(_Gates.apply, [x.double().requires_grad_() for x in (gates, cell, weight)])
+    inputs = [x.double().requires_grad_() for x in (gates, cell, weight)]
+    assert torch.autograd.gradcheck(lambda *x: _Gates.apply(*x, relu), inputs)
 
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_gates_of_large_fields_which_are_worked_off_in_parts_are_the_formula(order):
+@pytest.mark.parametrize("relu", [False, True])
+def test_gates_of_large_fields_which_are_worked_off_in_parts_are_the_formula(order, relu):
     torch.manual_seed(0)
     shapes = [(5, 4 * 32, 32, 64), (5, 32, 32, 64)]  # 2^18 numbers a sample: each is a part with one thread
     gates, cell = (torch.randn(shape).double().to(memory_format=order).requires_grad_() for shape in shapes)
     weight = torch.randn(3, 32, 1, 1).double().requires_grad_()
-    a_i, a_f, a_c, a_o = gates.chunk(4, dim=1)
+    a_i, a_f, a_c, a_o = (torch.relu(gates) if relu else gates).chunk(4, dim=1)
     memory = torch.sigmoid(a_f + weight[1] * cell) * cell + torch.sigmoid(a_i + weight[0] * cell) * torch.tanh(a_c)
     expected = torch.sigmoid(a_o + weight[2] * memory) * torch.tanh(memory), memory
-    found = _Gates.apply(gates, cell, weight)
+    found = _Gates.apply(gates, cell, weight, relu)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert all(part.is_contiguous(memory_format=order) for part in found)
     out = [torch.randn_like(part) for part in expected]
@@ -142,12 +145,12 @@ def test_gates_of_large_fields_which_are_worked_off_in_parts_are_the_formula(ord
 def test_gates_have_a_gradient_when_one_of_their_results_is_not_used(used):
     # The last step of a network throws the cell away, a network of one layer without outputs the hidden state.
     inputs = [torch.randn(shape).double().requires_grad_() for shape in ((1, 8, 2, 2), (1, 2, 2, 2), (3, 2, 1, 1))]
-    assert torch.autograd.gradcheck(lambda *x: _Gates.apply(*x)[used], inputs)
+    assert torch.autograd.gradcheck(lambda *x: _Gates.apply(*x, False)[used], inputs)
 
 
 def test_gates_refuse_a_second_derivative_rather_than_giving_a_wrong_one():
     inputs = [torch.randn(shape, requires_grad=True) for shape in ((1, 8, 2, 2), (1, 2, 2, 2), (3, 2, 1, 1))]
-    gradient = torch.autograd.grad(_Gates.apply(*inputs)[0].square().sum(), inputs[0], create_graph=True)[0]
+    gradient = torch.autograd.grad(_Gates.apply(*inputs, False)[0].square().sum(), inputs[0], create_graph=True)[0]
     with pytest.raises(RuntimeError, match="marked with @once_differentiable"):
         gradient.sum().backward()
 
