@@ -272,7 +272,8 @@ class Forecasting(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW under the learning rate's schedule."""
         options = self.training_options
-        optimizer = torch.optim.AdamW(self.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+        decay = options.weight_decay
+        optimizer = torch.optim.AdamW(self.parameters(), options.learning_rate, weight_decay=decay, fused=True)
         schedule = learning_rate_schedule(optimizer, options, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -26,7 +26,8 @@ class NodeAttention(nn.Module):
 
     Args:
         channels: of x.
-        silent: how many of them, the first ones, are always zero; they are left out of x and of y.
+        silent: how many of them, the first ones, are always zero and left out of x and y. Others may be missing at the end,
+            which are zero now.
         again: between forward and backward pass it keeps x alone and computes the rest again. Over all channels of a cell that
             is a third of its memory for little time; over few it is neither.
     """
@@ -40,19 +41,20 @@ class NodeAttention(nn.Module):
         self.score = nn.Sequential(*layers, nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` ``(B, C, H, W)``, each node weighed."""
+        """Return ``x`` ``(B, C, H, W)``, each node weighed; without the channels that it is without."""
         if not (self.again and torch.is_grad_enabled()):
             return self._weighed(x)
         weighed: Tensor = checkpoint(self._weighed, x, use_reentrant=False, preserve_rng_state=False)
         return weighed
 
     def _weighed(self, x: Tensor) -> Tensor:
-        if not self.silent:
-            return x * torch.sigmoid(self.score(x))
         weights = dict(self.score.named_parameters())
-        live = {key: weights[key][self.silent :] for key in ("6.weight", "6.bias")}
-        live["0.weight"] = weights["0.weight"][:, self.silent :]
-        return x * torch.sigmoid(functional_call(self.score, live, (x,)))
+        if x.shape[1] == len(weights["6.bias"]):
+            return x * torch.sigmoid(self.score(x))
+        live = slice(self.silent, self.silent + x.shape[1])
+        parts = {key: weights[key][live] for key in ("6.weight", "6.bias")}
+        parts["0.weight"] = weights["0.weight"][:, live]
+        return x * torch.sigmoid(functional_call(self.score, parts, (x,)))
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,14 @@ _WHOLE = LSConv()
 class LSConvLSTMCell(ConvLSTMCell):
     """ConvLSTM whose convolution becomes the LS-Conv, over all nodes (``LSConv`` has the equations).
 
-    The adjacency A arrives as ``shared``: the layers of a network share it. None: there is no long range.
+    The adjacency A arrives as ``shared``: the layers of a network share it. None: there is no long range. What is zero has no
+    part in what is computed: the hidden state before the first frame, which is None, and a ``silent`` input.
 
     Args:
         inputs, hidden, kernel: see ``ConvLSTMCell``.
         form: see ``LSConv``.
         silent: channels of an input that is always zero, as that of the paper's decoder. They have weights, which never
-            get a gradient, and no part in what is computed.
+            get a gradient.
     """
 
     def __init__(self, inputs: int, hidden: int, kernel: int = 3, *, form: LSConv = _WHOLE, silent: int = 0) -> None:
@@ -115,30 +118,39 @@ class LSConvLSTMCell(ConvLSTMCell):
             if not form.open:
                 nn.init.zeros_(self.receive.weight)
 
+    def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> State:
+        """Return None, for zeros, and zeros; of a cell without input zeros for both."""
+        hidden, cell = super().initial_state(batch, height, width, like)
+        return None if self.inputs else hidden, cell
+
     def forward(self, x: Tensor | None, state: State, shared: Any = None) -> tuple[Tensor, State]:
         """Return ``h'`` and the state ``(h', c')``."""
         hidden, cell = state
-        together = joined(x, hidden).contiguous(memory_format=torch.channels_last)
-        gates = self._branched(together, shared) if self.form.branch else self._convolved(self._mixed(together, shared))
+        together = x if hidden is None else joined(x, hidden)
+        assert together is not None  # a cell without input has a hidden state
+        together = together.contiguous(memory_format=torch.channels_last)
+        gates = self._branched(together, shared) if self.form.branch else self._whole(together, shared)
         hidden, cell = self.peepholes(gates, cell)
         return hidden, (hidden, cell)
 
     def _branched(self, x: Tensor, adjacency: Any) -> Tensor:
-        sent = self.attention(self.send(x).contiguous())  # few channels: a point's own are too short to work along
-        travelled = heard(sent, adjacency).contiguous(memory_format=torch.channels_last)
-        return torch.add(self.gates(x), self.receive(travelled))
+        sent = self._seen(self.send, x).contiguous()  # few channels: a point's own are too short to work along
+        travelled = heard(self.attention(sent), adjacency).contiguous(memory_format=torch.channels_last)
+        return torch.add(self._seen(self.gates, x), self.receive(travelled))
 
-    def _mixed(self, x: Tensor, adjacency: Any) -> Tensor:
-        """Return what each node has and hears."""
+    def _whole(self, x: Tensor, adjacency: Any) -> Tensor:
         sent = self.attention(x)
-        if adjacency is None:
-            return sent
-        return mix(sent, adjacency) if self.form.self_loop else heard(sent, adjacency)
+        if adjacency is not None:
+            sent = mix(sent, adjacency) if self.form.self_loop else heard(sent, adjacency)
+        return self._seen(self.gates, sent)
 
-    def _convolved(self, x: Tensor) -> Tensor:
-        if not self.silent:
-            return self.gates(x)
-        return functional_call(self.gates, {"weight": self.gates.weight[:, self.silent :]}, (x,))
+    def _seen(self, convolution: nn.Conv2d, x: Tensor) -> Tensor:
+        """Return the convolution of ``x``, which may be without channels that are zero."""
+        if x.shape[1] == convolution.in_channels:
+            seen: Tensor = convolution(x)
+            return seen
+        live = slice(self.silent, self.silent + x.shape[1])
+        return functional_call(convolution, {"weight": convolution.weight[:, live]}, (x,))
 
 
 class Halved(nn.Module):

@@ -100,6 +100,29 @@ def test_a_cell_without_input_lives_on_its_state():
     torch.testing.assert_close(state, expected)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [LSConv(), LSConv(attention=False), LSConv(branch=4), LSConv(paper=True)],
+    ids=["whole", "w/o NSA", "branch", "paper"],
+)
+def test_before_the_first_frame_the_hidden_state_is_zero(form):
+    adjacency, cell = (
+        randomise(LearnedAdjacency(NODES, 3)),
+        randomise(LSConvLSTMCell(INPUTS, HIDDEN, form=form), seed=1),
+    )
+    x = torch.randn(2, INPUTS, HEIGHT, WIDTH, dtype=torch.float64)
+    leaves = [adjacency.embedding, *(weight for name, weight in cell.named_parameters() if name != "peepholes.weight")]
+    start = cell.initial_state(2, HEIGHT, WIDTH, x)
+    assert start[0] is None  # half of what the cell would compute
+    found, wanted = (cell(x, state, adjacency())[1] for state in (start, (torch.zeros_like(start[1]), start[1])))
+    torch.testing.assert_close(found, wanted)
+    for gradients in zip(
+        *(torch.autograd.grad(state[0].square().sum(), leaves) for state in (found, wanted)), strict=True
+    ):
+        torch.testing.assert_close(*gradients)
+    assert LSConvLSTMCell(0, HIDDEN).initial_state(2, HEIGHT, WIDTH, x)[0].shape == (2, HIDDEN, HEIGHT, WIDTH)
+
+
 FORMS = [{}, {"feedback": True}, {"one_pass": True}]
 
 
@@ -335,8 +358,7 @@ def test_without_self_loop_a_node_has_what_it_hears():
     adjacency = randomise(LearnedAdjacency(NODES, 3))()
     whole = randomise(LSConvLSTMCell(INPUTS, HIDDEN), seed=1)
     ablated = randomise(LSConvLSTMCell(INPUTS, HIDDEN, form=LSConv(self_loop=False)), seed=1)
-    x, start = torch.randn(2, INPUTS, HEIGHT, WIDTH).double(), whole.initial_state(2, HEIGHT, WIDTH, torch.empty(0))
-    start = tuple(torch.randn_like(part).double() for part in start)
+    x, *start = (torch.randn(2, size, HEIGHT, WIDTH).double() for size in (INPUTS, HIDDEN, HIDDEN))
     looped = adjacency + torch.eye(NODES, dtype=torch.float64)
     torch.testing.assert_close(ablated(x, start, looped), whole(x, start, adjacency))
 
